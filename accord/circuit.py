@@ -1,0 +1,290 @@
+"""How a curator or a client speaks to one onion: bounded HTTP and WebSocket, through Tor.
+
+The other side may send anything, at any speed, for ever. So each reading has a limit in bytes and
+in seconds, nothing is decompressed, no redirect is followed, no cookie kept, no environment asked
+for a proxy. What goes wrong is a :class:`~accord.problems.Problem` when it may be nobody's fault
+(``AWAY``) and a :class:`~accord.problems.PeerProblem` when the other side did it.
+
+Each identity is a SOCKS user name: with ``IsolateSOCKSAuth`` tor gives each its own circuits, so
+two conversations of this machine cannot be told to belong together. Names are resolved by tor,
+never here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, TypeVar
+
+import aiohttp
+from aiohttp import ClientRequest, ClientResponse, WSMsgType
+from aiohttp_socks import ProxyConnectionError, ProxyConnector, ProxyError, ProxyTimeoutError
+from yarl import URL
+
+from accord.control import Socks
+from accord.messages import SMALL_LIMIT, Refused, decode
+from accord.onion import check_onion
+from accord.problems import AWAY, MALFORMED, TOO_LARGE, TOR_AWAY, PeerProblem, Problem
+
+PATIENCE: Final = 90.0
+"""Seconds for a circuit to be built, or for a small answer to come."""
+SLOWEST: Final = 16_384
+"""Bytes per second below which a transfer is given up; a slow circuit carries some ten times it."""
+_GOODBYE: Final = 2.0
+
+T = TypeVar("T")
+
+# Proposal 304 and prop224: what tor says of an onion that it cannot reach (ExtendedErrors).
+_EXTENDED: Final = {
+    0xF0: "no such onion service is published",
+    0xF1: "what is published for this address is not valid",
+    0xF2: "it could not be introduced to the service",
+    0xF3: "the circuits did not meet",
+    0xF4: "it is open to invited clients only",
+    0xF5: "the invitation is not valid",
+    0xF6: "tor does not accept the address",
+    0xF7: "the introduction took too long",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How an onion is reached: through Tor, or straight to a host and port.
+
+    The second is for ``--tor none`` only, where somebody typed that they want no anonymity.
+
+    Attributes:
+        socks: the SOCKS port of a tor.
+        direct: host and port, instead.
+    """
+
+    socks: Socks | None
+    direct: tuple[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.socks is None) == (self.direct is None):
+            raise ValueError("a route is either through Tor or direct")
+
+
+def fresh_identity() -> str:
+    """An identity that nobody has: circuits that nothing else shares."""
+    return secrets.token_hex(16)
+
+
+class Circuit:
+    """A conversation with one onion, under one identity; used as a context manager.
+
+    Args:
+        route: how the onion is reached.
+        onion: its address (checked).
+        identity: the SOCKS user name, 1 to 255 ASCII characters; a secret, as whoever knows it
+            can share its circuits. :func:`fresh_identity` makes one.
+        patience: seconds for a circuit to be built or a small answer to come.
+
+    All methods raise:
+        Problem: ``TOR_AWAY`` when tor does not answer, ``AWAY`` when the onion does not, or is
+            lost halfway; ``NOT_AN_ONION`` at the start.
+        PeerProblem: ``TOO_LARGE``, ``MALFORMED``, or whatever the other side's refusal says.
+    """
+
+    def __init__(self, route: Route, onion: str, identity: str,
+                 patience: float = PATIENCE) -> None:  # fmt: skip
+        self.onion = check_onion(onion)
+        self._route = route
+        self._identity = identity
+        self._patience = patience
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Circuit:
+        connector: aiohttp.BaseConnector
+        host = f"{self._route.direct[0]}:{self._route.direct[1]}" if self._route.direct else ""
+        if self._route.socks:
+            # python-socks offers a name only with a password; tor isolates by the pair of them.
+            connector = ProxyConnector(
+                self._route.socks.host, self._route.socks.port, username=self._identity,
+                password="0", rdns=True)  # noqa: S106  # fmt: skip
+        else:
+            connector = aiohttp.TCPConnector(use_dns_cache=False)
+        self._base = URL(f"http://{host or self.onion}")
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            # Fixed and few: what a header tells sets one client apart from another.
+            headers={"Host": self.onion, "User-Agent": "tormentor"},
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            requote_redirect_url=False,
+            middlewares=(_refuse,),
+            # One deadline for each call is set below; aiohttp's own would only blur it.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._patience),
+        )
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:  # fmt: skip
+        if self._session:
+            await self._session.close()
+
+    async def get(self, path: str, limit: int = SMALL_LIMIT) -> bytes:
+        """The body at a path, of at most ``limit`` bytes."""
+        return await self._fetch("GET", path, b"", limit)
+
+    async def post(self, path: str, body: bytes, limit: int = SMALL_LIMIT) -> bytes:
+        """The answer to a body, of at most ``limit`` bytes. Sent once, never repeated."""
+        return await self._fetch("POST", path, body, limit)
+
+    async def websocket(self, path: str, limit: int) -> WebSocket:
+        """A kept conversation at a path, with messages of at most ``limit`` bytes."""
+
+        async def connect() -> WebSocket:
+            socket = await self._open().ws_connect(
+                self._url(path), compress=0, autoclose=False, max_msg_size=limit + 1,
+                timeout=aiohttp.ClientWSTimeout(ws_close=_GOODBYE))  # fmt: skip
+            return WebSocket(socket, self.onion, limit, self._patience)
+
+        return await _within(self._patience, self.onion, connect)
+
+    async def _fetch(self, method: str, path: str, body: bytes, limit: int) -> bytes:
+        async def exchange() -> bytes:
+            async with self._open().request(
+                method, self._url(path), data=body or None, allow_redirects=False
+            ) as response:
+                return await _read(response, limit)
+
+        seconds = self._patience + (len(body) + limit) / SLOWEST
+        return await _within(seconds, self.onion, exchange)
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("a circuit is used inside 'async with'")
+        return self._session
+
+    def _url(self, path: str) -> URL:
+        return self._base.join(URL(path, encoded=True))
+
+
+class WebSocket:
+    """A kept conversation: binary messages, one at a time. Made by :meth:`Circuit.websocket`."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse[bool], onion: str, limit: int,
+                 patience: float) -> None:  # fmt: skip
+        self._socket = socket
+        self._onion = onion
+        self._limit = limit
+        self._patience = patience
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; waits while the other side does not take it, but not for ever.
+
+        Raises:
+            Problem: ``AWAY``.
+        """
+        seconds = self._patience + len(message) / SLOWEST
+        await _within(seconds, self._onion, lambda: self._socket.send_bytes(message))
+
+    async def receive(self, timeout: float) -> bytes:  # noqa: ASYNC109
+        """The next message.
+
+        Args:
+            timeout: seconds until a whole one must be here; pings do not count as one.
+
+        Raises:
+            Problem: ``AWAY`` when none came, or the other side hung up.
+            PeerProblem: ``TOO_LARGE``, ``MALFORMED``.
+        """
+        message = await _within(timeout, self._onion, self._socket.receive)
+        if message.type is WSMsgType.BINARY and isinstance(message.data, bytes):
+            return message.data
+        if message.type is WSMsgType.ERROR and isinstance(message.data, aiohttp.WebSocketError):
+            if message.data.code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG:
+                raise PeerProblem(TOO_LARGE, limit=self._limit)
+            raise PeerProblem(MALFORMED)
+        if message.type is WSMsgType.TEXT:
+            raise PeerProblem(MALFORMED)
+        raise Problem(AWAY, address=self._onion, why="it hung up")
+
+    async def close(self) -> None:
+        """Say goodbye, without waiting long for an answer. Raises nothing."""
+        try:
+            async with asyncio.timeout(2 * _GOODBYE):
+                await self._socket.close()
+        except (OSError, TimeoutError, aiohttp.ClientError):
+            pass
+
+
+async def _within(seconds: float, onion: str, act: Callable[[], Awaitable[T]]) -> T:
+    with _problems(onion):
+        async with asyncio.timeout(seconds):
+            return await act()
+
+
+async def _read(response: ClientResponse, limit: int) -> bytes:
+    """A body, read no further than its limit."""
+    if (response.content_length or 0) > limit:
+        raise PeerProblem(TOO_LARGE, limit=limit)
+    body = bytearray()
+    while chunk := await response.content.read(limit + 1 - len(body)):
+        body += chunk
+        if len(body) > limit:
+            raise PeerProblem(TOO_LARGE, limit=limit)
+    return bytes(body)
+
+
+async def _refuse(
+    request: ClientRequest, send: Callable[[ClientRequest], Awaitable[ClientResponse]]
+) -> ClientResponse:
+    """Turn an answer that is not the one asked for into the problem that it states.
+
+    Done here, before aiohttp looks at the status, because it follows the redirects of a WebSocket
+    handshake and drops the body of a refused one.
+    """
+    response = await send(request)
+    if response.status in (200, 101):
+        return response
+    try:
+        raise decode(await _read(response, SMALL_LIMIT), Refused).problem()
+    finally:
+        response.close()
+
+
+@contextmanager
+def _problems(onion: str) -> Iterator[None]:
+    """Say what aiohttp, python-socks and the system raise in words of :mod:`accord.problems`."""
+    try:
+        yield
+    except ProxyConnectionError as error:
+        # The SOCKS port itself; its address is in no attribute of the error, only in its text.
+        found = re.search(r"proxy (\S+:\d+)", str(error))
+        where = found[1] if found else "its SOCKS port"
+        raise Problem(TOR_AWAY, where=where) from None
+    except (TimeoutError, ProxyTimeoutError):
+        raise Problem(AWAY, address=onion, why="no answer in time") from None
+    except ProxyError as error:
+        raise Problem(AWAY, address=onion, why=_socks_words(str(error))) from None
+    except aiohttp.ClientPayloadError:
+        raise Problem(AWAY, address=onion, why="the answer broke off") from None
+    except aiohttp.ClientResponseError:
+        # Not HTTP, or not a WebSocket.
+        raise PeerProblem(MALFORMED) from None
+    except (aiohttp.ClientError, OSError, EOFError):
+        raise Problem(AWAY, address=onion, why="the connection broke") from None
+
+
+def _socks_words(text: str) -> str:
+    """Short words for what tor answered (RFC 1928, section 6, and proposal 304).
+
+    python-socks knows only the codes of the RFC, and reports tor's own in its text alone.
+    """
+    if found := re.search(r"0X([0-9A-F]{2})", text, re.IGNORECASE):
+        return _EXTENDED.get(int(found[1], 16), "tor refused")
+    known = {"General SOCKS server failure": "tor could not connect",
+             "TTL expired": "no answer in time",
+             "Host unreachable": "no such onion service is published",
+             "Connection refused by destination host": "it refused the connection"}  # fmt: skip
+    return known.get(text, "tor refused")

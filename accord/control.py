@@ -1,0 +1,139 @@
+"""A control connection to a running tor (Tor's control-spec), through stem.
+
+stem speaks in threads of its own; here they are waited for without blocking the event loop, and
+what stem raises becomes a :class:`~accord.problems.Problem`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import stem
+import stem.connection
+import stem.control
+
+from accord.problems import TOR_AWAY, TOR_CONTROL, Problem
+
+Progress = Callable[[int, str], None]
+"""Told how far a bootstrap is: percent from 0 to 100, and tor's own words for it."""
+
+_POLL: Final = 0.1
+_ANSWER: Final = 30.0
+
+# stem would write what it sends, private keys among it, into any log that is on: it may not.
+_stem_log = logging.getLogger("stem")
+_stem_log.propagate = False
+_stem_log.setLevel(logging.CRITICAL + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Socks:
+    """Where a SOCKS port listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class ControlRefused(Exception):  # noqa: N818 - a sentence, like Problem
+    """tor refused a command: a mistake of ours, or a feature that this tor lacks.
+
+    Attributes:
+        code: of the control-spec, section 4 (512 syntax, 552 unrecognised, ...).
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        self.code = code
+        super().__init__(f"{code} {text}")
+
+
+class Control:
+    """A control connection, authenticated by cookie or by nothing."""
+
+    def __init__(self, controller: Any, where: str) -> None:
+        self._controller = controller
+        self.where = where
+
+    @classmethod
+    async def open(cls, where: Socks | Path) -> Control:
+        """Connect and authenticate.
+
+        Raises:
+            Problem: ``TOR_AWAY`` where nothing answers, ``TOR_CONTROL`` where tor says no.
+        """
+
+        def connect() -> Any:
+            try:
+                if isinstance(where, Path):
+                    controller = stem.control.Controller.from_socket_file(str(where))
+                else:
+                    controller = stem.control.Controller.from_port(where.host, where.port)
+            except stem.SocketError:
+                raise Problem(TOR_AWAY, where=where) from None
+            try:
+                controller.authenticate()
+            except (stem.connection.AuthenticationFailure, stem.ControllerError) as error:
+                controller.close()
+                why = str(error).split("\n")[0].rstrip(".")
+                raise Problem(TOR_CONTROL, where=where, why=why) from None
+            return controller
+
+        return cls(await asyncio.to_thread(connect), str(where))
+
+    async def command(self, line: str) -> list[str]:
+        """Send one line, and give back the lines of the answer without their codes.
+
+        Raises:
+            ControlRefused: when tor answers with an error.
+            Problem: ``TOR_AWAY`` when tor is gone, or silent for half a minute.
+        """
+        try:
+            async with asyncio.timeout(_ANSWER):
+                answer = await asyncio.to_thread(self._controller.msg, line)
+        except (stem.ControllerError, TimeoutError):
+            await self.close()
+            raise Problem(TOR_AWAY, where=self.where) from None
+        parts = [(code, text) for code, _, text in answer.content()]
+        if not answer.is_ok():
+            raise ControlRefused(int(parts[-1][0]), parts[-1][1])
+        return [text for _, text in parts if text != "OK"]
+
+    async def info(self, key: str) -> str:
+        """One value of ``GETINFO``."""
+        return (await self.command(f"GETINFO {key}"))[0].removeprefix(f"{key}=")
+
+    async def close(self) -> None:
+        """Close the connection; a tor that we took ownership of ends by it."""
+        await asyncio.to_thread(self._controller.close)
+
+    async def bootstrap(self, progress: Progress | None = None) -> None:
+        """Wait until tor is ready for use, for as long as it takes."""
+        told = -1
+        while True:
+            status = await self.info("status/bootstrap-phase")
+            percent, words = _phase(status)
+            if progress and percent != told:
+                progress(percent, words)
+            told = percent
+            if percent == 100:
+                return
+            await asyncio.sleep(_POLL)
+
+    async def socks(self) -> list[Socks]:
+        """The SOCKS ports that tor has open on TCP."""
+        listeners = re.findall(r'"([^"]+):(\d+)"', await self.info("net/listeners/socks"))
+        return [Socks(host, int(port)) for host, port in listeners]
+
+
+def _phase(status: str) -> tuple[int, str]:
+    percent = re.search(r"PROGRESS=(\d+)", status)
+    words = re.search(r'SUMMARY="([^"]*)"', status)
+    return int(percent[1]) if percent else 0, words[1] if words else ""

@@ -1,0 +1,64 @@
+"""Files written whole or not at all, and directories that only their owner can enter."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from accord.problems import DISK, Problem
+
+
+def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file so that every reader, and every crash, sees the old content or the new.
+
+    It is written beside its place, brought to the disk, and renamed over it.
+
+    Args:
+        path: its directory must exist.
+        data: all of it.
+        mode: permissions; 0o600 for secrets.
+
+    Raises:
+        Problem: ``DISK`` when it cannot be written; nothing is left behind.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+        sync_directory(path.parent)
+    except OSError as error:
+        raise Problem(DISK, path=path, why=(error.strerror or str(error)).lower()) from None
+
+
+def sync_directory(directory: Path) -> None:
+    """Bring a directory's entries to the disk, so that a new name survives a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def private_directory(path: Path) -> Path:
+    """Make a directory (and its parents) that only its owner can enter.
+
+    Raises:
+        Problem: ``DISK`` when it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.chmod(0o700)
+    except OSError as error:
+        raise Problem(DISK, path=path, why=(error.strerror or str(error)).lower()) from None
+    return path

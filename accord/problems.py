@@ -1,0 +1,289 @@
+"""Every refusal TorMentor can make, once: a code, an HTTP status, an exit status, a sentence.
+
+A :class:`Problem` is somebody's own mistake or bad luck, here, on this machine: a wrong file, a
+missing tor. A :class:`PeerProblem` is what the other side did: bytes that are not a message, a
+task whose signature fails. The two are kept apart because only the first can be mended by whoever
+reads the sentence.
+
+A broker's refusal travels as its code and whole numbers, never as text, so that no peer can put
+words on another's screen (:meth:`Problem.wire`, :func:`from_wire`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+# Exit statuses, documented in README.md. 2 is click's own (wrong usage), 130 is Ctrl-C.
+EXIT_BUG: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_DATA: Final = 3
+EXIT_TASK: Final = 4
+EXIT_TOR: Final = 5
+EXIT_AWAY: Final = 6
+EXIT_REFUSED: Final = 7
+EXIT_DISTRUST: Final = 8
+EXIT_DISK: Final = 9
+EXIT_BUDGET: Final = 10
+EXIT_INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of refusal.
+
+    Attributes:
+        code: stable name, for machines and for the wire.
+        http: status of an HTTP answer that carries it.
+        exit: status the command line ends with.
+        sentence: what happened and what to do, with ``str.format`` fields.
+    """
+
+    code: str
+    http: int
+    exit: int
+    sentence: str
+
+
+KINDS: Final[dict[str, Kind]] = {}
+
+
+def _kind(code: str, http: int, exit_status: int, sentence: str) -> Kind:
+    kind = Kind(code, http, exit_status, sentence)
+    if code in KINDS:
+        raise ValueError(f"two problems named {code}")
+    KINDS[code] = kind
+    return kind
+
+
+# -- what a person typed ---------------------------------------------------------------------
+BAD_OPTION = _kind("bad-option", 400, EXIT_USAGE, "{option} {what}.")
+NOT_AN_ONION = _kind(
+    "not-an-onion", 400, EXIT_USAGE,
+    "'{address}' is not a version 3 onion address: 56 letters and digits followed by .onion, "
+    "with a checksum; copy the whole address that you were given.")  # fmt: skip
+NO_SESSION = _kind(
+    "no-session", 400, EXIT_USAGE,
+    "There is no session {where}; run 'tormentor join' first, or name the session file "
+    "with --session.")  # fmt: skip
+MANY_SESSIONS = _kind(
+    "many-sessions", 400, EXIT_USAGE,
+    "There are {count} unfinished sessions; say which with 'tormentor solve ONION' "
+    "or --session FILE.")  # fmt: skip
+
+# -- data ------------------------------------------------------------------------------------
+NO_FILE = _kind("no-file", 400, EXIT_DATA, "Cannot read {path}: {why}; check the path.")
+EMPTY_FILE = _kind(
+    "empty-file", 400, EXIT_DATA, "{path} holds no rows; give a file with a header and data.")
+BAD_TABLE = _kind("bad-table", 400, EXIT_DATA, "{path} is not a table: {why}.")
+MISSING_COLUMN = _kind(
+    "missing-column", 400, EXIT_DATA,
+    "{path} has no column {column}, which the task asks for; its header must name: "
+    "{expected}.")  # fmt: skip
+UNKNOWN_COLUMN = _kind(
+    "unknown-column", 400, EXIT_DATA,
+    "{path} has a column {column} that the task does not know; remove it (nothing outside the "
+    "schema is read, so this is likely the wrong file).")  # fmt: skip
+BAD_CELL = _kind(
+    "bad-cell", 400, EXIT_DATA, "{path}, row {row}, column {column}: {why}; correct that row.")
+ONE_CLASS = _kind(
+    "one-class", 400, EXIT_DATA,
+    "Every row of {path} has {column} = {value}; give data with both answers.")  # fmt: skip
+TOO_FEW_ROWS = _kind(
+    "too-few-rows", 400, EXIT_DATA,
+    "{path} has {rows} rows and {needed} are needed{why}; give more data.")  # fmt: skip
+LEAKED_LABEL = _kind(
+    "leaked-label", 400, EXIT_DATA,
+    "In {path} the column {column} equals the answer {target} in every row: the label stands "
+    "among the features; remove the column from the task.")  # fmt: skip
+NO_PARQUET = _kind(
+    "no-parquet", 400, EXIT_DATA,
+    "Reading {path} needs pyarrow; type: pip install 'tormentor[parquet]'.")  # fmt: skip
+DATA_CHANGED = _kind(
+    "data-changed", 400, EXIT_DATA,
+    "{path} is not the file this session was joined with; its privacy ledger would be wrong. "
+    "Put the file back, or join again.")  # fmt: skip
+
+# -- tasks, models, keys ---------------------------------------------------------------------
+BAD_TASK = _kind("bad-task", 400, EXIT_TASK, "The task {path} is not right: {why}; edit it.")
+BAD_MODEL = _kind(
+    "bad-model", 400, EXIT_DISTRUST,
+    "{path} is not a model that its address signed ({why}); do not use it, and fetch it "
+    "again.")  # fmt: skip
+BAD_KEY = _kind("bad-key", 400, EXIT_DISK, "{path} is not a usable key: {why}.")
+BAD_SESSION = _kind(
+    "bad-session", 400, EXIT_DISK, "{path} is not a session file: {why}; join again.")
+BAD_LEDGER = _kind(
+    "bad-ledger", 400, EXIT_DISK,
+    "The privacy ledger {path} is damaged at line {line}; restore it from a copy: without it "
+    "nobody knows what was already spent.")  # fmt: skip
+LOCKED = _kind(
+    "locked", 409, EXIT_DISK,
+    "Another process is using {path}; wait for it to end, or stop it.")  # fmt: skip
+DISK = _kind("disk", 500, EXIT_DISK, "Cannot write {path}: {why}; nothing was half written.")
+
+# -- tor -------------------------------------------------------------------------------------
+TOR_MISSING = _kind(
+    "tor-missing", 500, EXIT_TOR, "There is no tor program here; type: sudo apt-get install tor")
+TOR_OLD = _kind(
+    "tor-old", 500, EXIT_TOR,
+    "This is tor {version}, and {needed} or newer is needed; type: sudo apt-get install tor, "
+    "or take it from the Tor Project's packages.")  # fmt: skip
+TOR_FAILED = _kind("tor-failed", 500, EXIT_TOR, "tor did not start: {why}; its log is {log}.")
+TOR_SLOW = _kind(
+    "tor-slow", 500, EXIT_TOR,
+    "tor reached {percent} % in {seconds} s and stopped there ({what}); check this machine's "
+    "network and clock; its log is {log}.")  # fmt: skip
+TOR_AWAY = _kind(
+    "tor-away", 500, EXIT_TOR,
+    "No tor answers at {where}; start it, or let TorMentor start its own with "
+    "--tor launch.")  # fmt: skip
+TOR_CONTROL = _kind(
+    "tor-control", 500, EXIT_TOR,
+    "The tor at {where} does not let us in: {why}; add 'ControlPort 9051' and "
+    "'CookieAuthentication 1' to its torrc, or use --tor launch.")  # fmt: skip
+TOR_USER = _kind(
+    "tor-user", 500, EXIT_TOR,
+    "The system's tor runs as {user} and could not open our sockets; run the broker as {user}, "
+    "or as root, or use --tor launch.")  # fmt: skip
+
+# -- the other side is not there -------------------------------------------------------------
+AWAY = _kind(
+    "away", 502, EXIT_AWAY,
+    "Nobody answers at {address} ({why}); it may be gone or not yet published: check the "
+    "address and try again.")  # fmt: skip
+LOST = _kind(
+    "lost", 502, EXIT_AWAY,
+    "The connection to {address} was lost and could not be made again in {seconds} s; run the "
+    "same command again and it goes on where it was.")  # fmt: skip
+
+# -- a broker refuses (only whole numbers in these sentences: they travel) --------------------
+MALFORMED = _kind(
+    "malformed", 400, EXIT_DISTRUST,
+    "The other side sent something that is not a message of this protocol; it may run another "
+    "version, or not be TorMentor.")  # fmt: skip
+TOO_LARGE = _kind(
+    "too-large", 413, EXIT_DISTRUST, "A message was larger than the {limit} bytes allowed.")
+NOT_FOUND = _kind("not-found", 404, EXIT_REFUSED, "There is nothing at that path.")
+INTERNAL = _kind(
+    "internal", 500, EXIT_REFUSED, "The broker made a mistake of its own; try again later.")
+DESK_FULL = _kind(
+    "desk-full", 503, EXIT_REFUSED,
+    "This broker already hosts its {limit} models; try later or ask another broker.")  # fmt: skip
+TASK_REFUSED = _kind(
+    "task-refused", 400, EXIT_REFUSED,
+    "The broker refuses the task: its signature, or its validation set does not fit it; make it "
+    "again with 'tormentor curate'.")  # fmt: skip
+NOT_SOLVED = _kind(
+    "not-solved", 403, EXIT_REFUSED,
+    "The puzzle is not solved, or too old; fetch a new one with 'tormentor join'.")  # fmt: skip
+K_TOO_LARGE = _kind(
+    "k-too-large", 403, EXIT_REFUSED,
+    "You ask for {k} clients and the task admits at most {maximum}; join with a smaller "
+    "--min-clients.")  # fmt: skip
+FULL = _kind(
+    "full", 503, EXIT_REFUSED,
+    "All {maximum} places of this model are taken; try again later.")  # fmt: skip
+UNKNOWN_CLIENT = _kind(
+    "unknown-client", 403, EXIT_REFUSED,
+    "The broker does not know this session; join again.")  # fmt: skip
+STALE_TICKET = _kind(
+    "stale-ticket", 409, EXIT_REFUSED,
+    "That ticket is not yours or no longer good; the update was not applied.")  # fmt: skip
+BAD_DELTA = _kind(
+    "bad-delta", 400, EXIT_REFUSED,
+    "That update is not {dimension} finite numbers within the norm bound.")  # fmt: skip
+TOO_FEW_CLIENTS = _kind(
+    "too-few-clients", 409, EXIT_REFUSED,
+    "{have} of the {need} clients that somebody asks for are here; waiting for more.")  # fmt: skip
+ROUND_OPEN = _kind(
+    "round-open", 409, EXIT_REFUSED,
+    "Waiting for the others of this round: {have} of {need} have answered.")  # fmt: skip
+NOT_PUBLISHED = _kind(
+    "not-published", 404, EXIT_REFUSED,
+    "The model is not published yet; follow it with 'tormentor status'.")  # fmt: skip
+ENDED = _kind(
+    "ended", 410, EXIT_REFUSED,
+    "Training has ended and the model is published; fetch it with 'tormentor fetch'.")  # fmt: skip
+
+# -- we do not trust the other side ----------------------------------------------------------
+BAD_SIGNATURE = _kind(
+    "bad-signature", 400, EXIT_DISTRUST,
+    "The task at {address} is not signed by its curator; do not join it.")  # fmt: skip
+OTHER_CURATOR = _kind(
+    "other-curator", 400, EXIT_DISTRUST,
+    "The task at {address} was signed by curator {found}, not by {expected}; ask whoever "
+    "gave you the address.")  # fmt: skip
+OTHER_TASK = _kind(
+    "other-task", 400, EXIT_DISTRUST,
+    "The task at {address} is not the one that you joined; leave it.")  # fmt: skip
+TOO_HARD = _kind(
+    "too-hard", 400, EXIT_DISTRUST,
+    "The broker asks for a puzzle of difficulty {difficulty} and your limit is {limit}; raise "
+    "--max-difficulty if you mean it (each step takes 16 times longer).")  # fmt: skip
+BAD_WEIGHTS = _kind(
+    "bad-weights", 400, EXIT_DISTRUST,
+    "The broker at {address} sent a model that is not {dimension} finite numbers; nothing was "
+    "sent to it.")  # fmt: skip
+
+# -- privacy ---------------------------------------------------------------------------------
+BUDGET_SPENT = _kind(
+    "budget-spent", 403, EXIT_BUDGET,
+    "The privacy budget is spent: epsilon {spent:.3g} of {budget:.3g} at delta {delta:g}; no "
+    "more updates are sent. Join with a larger --budget if your data's owners agree.")  # fmt: skip
+BUDGET_SMALL = _kind(
+    "budget-small", 403, EXIT_BUDGET,
+    "One update alone would cost epsilon {first:.3g} and {left:.3g} of the budget is left; "
+    "choose a smaller --epsilon, a smaller --batch, or a larger --budget.")  # fmt: skip
+
+
+TRAVELS: Final = frozenset({
+    MALFORMED, TOO_LARGE, NOT_FOUND, INTERNAL, DESK_FULL, TASK_REFUSED, NOT_SOLVED, K_TOO_LARGE,
+    FULL, UNKNOWN_CLIENT, STALE_TICKET, BAD_DELTA, TOO_FEW_CLIENTS, ROUND_OPEN, NOT_PUBLISHED,
+    ENDED,
+})  # fmt: skip
+"""What a broker may say to a peer; its other problems are its own business (:data:`INTERNAL`)."""
+
+
+class Problem(Exception):
+    """A refusal, with what is needed to say it.
+
+    Args:
+        kind: one of this module's kinds.
+        details: the values of the sentence's fields.
+    """
+
+    def __init__(self, kind: Kind, **details: object) -> None:
+        self.kind = kind
+        self.details = details
+        super().__init__(kind.sentence.format(**details))
+
+    @property
+    def sentence(self) -> str:
+        """What happened and what to do, in one sentence."""
+        return str(self)
+
+    def wire(self) -> tuple[str, dict[str, int]]:
+        """The form that may travel: the code, and the details that are whole numbers."""
+        if self.kind not in TRAVELS:
+            return INTERNAL.code, {}
+        return self.kind.code, {k: v for k, v in self.details.items() if type(v) is int}
+
+
+class PeerProblem(Problem):
+    """A refusal caused by what the other side sent or did."""
+
+
+def from_wire(code: str, numbers: Mapping[str, int]) -> PeerProblem:
+    """Turn a peer's refusal back into the exception, trusting nothing but its code.
+
+    An unknown code, or numbers that do not fit its sentence, is itself :data:`MALFORMED`.
+    """
+    kind = KINDS.get(code)
+    if kind is None or kind not in TRAVELS:
+        return PeerProblem(MALFORMED)
+    try:
+        return PeerProblem(kind, **numbers)
+    except (KeyError, IndexError, ValueError, TypeError):
+        return PeerProblem(MALFORMED)

@@ -1,0 +1,208 @@
+"""What a curator defines: the task, its canonical bytes, its id, its signature.
+
+A task is public: everyone who joins reads it. It is signed once, by the curator's Ed25519 key
+(RFC 8032), over its exact canonical bytes; those bytes travel and are what is checked, so that no
+two readers can understand one signature differently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Annotated, Final, Literal
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from msgspec import Meta, Struct, field
+
+from accord.messages import MAX_CLIENTS, MAX_DIMENSION, TASK_LIMIT, SignedTask
+from accord.objective import OBJECTIVES
+from accord.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE, PeerProblem
+from accord.schema import Schema
+
+_DOMAIN: Final = b"tormentor task 1\x00"
+
+Positive = Annotated[float, Meta(gt=0.0, le=1e9)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Schedule = Literal["constant", "1/t", "1/sqrt(t)"]
+
+
+class _Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"'{name}' must be finite")
+
+
+class Training(_Part):
+    """How the model is trained.
+
+    Attributes:
+        mode: ``asynchronous``: each update is applied as it comes; ``synchronous``: rounds, the
+            mean of all active clients' updates.
+        step: the first step's length, eta_0.
+        schedule: how a client's step shrinks with the number t of its own updates.
+        regularisation: lambda of the L2 penalty, added by the client after the noise.
+        clip: C, the bound on each example's gradient. The noise is scaled to it, so it decides
+            what is learnt and never what is revealed.
+        max_norm: largest length of an update; clients shrink theirs to it, longer ones are
+            refused.
+        max_updates: training ends after so many updates (in rounds: so many rounds),
+        target_error: or when the error on the validation set is at most this,
+        patience: or when so many updates brought no lower validation loss,
+        deadline: or so many seconds after it first began.
+        round_seconds: a synchronous round waits so long for silent clients.
+    """
+
+    mode: Literal["asynchronous", "synchronous"] = "asynchronous"
+    step: Positive = 1.0
+    schedule: Schedule = "1/sqrt(t)"
+    regularisation: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    clip: Positive = 0.5
+    max_norm: Positive = 10.0
+    max_updates: Annotated[int, Meta(ge=1, le=100_000_000)] = 1000
+    target_error: Share | None = None
+    patience: Annotated[int, Meta(ge=1, le=100_000_000)] | None = None
+    deadline: Positive = 86_400.0
+    round_seconds: Positive = 30.0
+
+
+class Clients(_Part):
+    """Who may take part.
+
+    Attributes:
+        minimum: training begins with so many active clients, and pauses below.
+        maximum: most clients at a time.
+        silence: a client not heard of for so many seconds is not active.
+    """
+
+    minimum: Annotated[int, Meta(ge=1, le=MAX_CLIENTS)] = 2
+    maximum: Annotated[int, Meta(ge=1, le=MAX_CLIENTS)] = 100
+    silence: Positive = 60.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.minimum > self.maximum:
+            raise ValueError("'minimum' of clients is above 'maximum'")
+
+
+class Puzzles(_Part):
+    """Proof of work: trailing hexadecimal zeros, each 16 times harder.
+
+    Attributes:
+        admission: at the door.
+        update: for every update, before any strike.
+    """
+
+    admission: Annotated[int, Meta(ge=0, le=12)] = 4
+    update: Annotated[int, Meta(ge=0, le=12)] = 2
+
+
+class Validation(_Part):
+    """Snapshot rounds (paper 5.5, Algorithm 2).
+
+    Attributes:
+        rate: probability that an update is followed by the start of a round; 0 for none.
+        metric: what influence is measured in, on the validation set: ``error`` (share
+            misclassified) or ``loss``.
+        threshold: a client whose influences add up to less than minus this is given a strike.
+        seconds: a round waits so long for silent clients.
+    """
+
+    rate: Share = 0.1
+    metric: Literal["error", "loss"] = "error"
+    threshold: Positive = 0.02
+    seconds: Positive = 30.0
+
+
+class Task(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A learning task, as its curator states it.
+
+    Attributes:
+        version: of this format.
+        title: one line.
+        description: what the model is for, for the people who are asked to join.
+        objective: a key of :data:`accord.objective.OBJECTIVES`.
+    """
+
+    version: Literal[1] = 1
+    title: Annotated[str, Meta(min_length=1, max_length=200)]
+    description: Annotated[str, Meta(max_length=5000)] = ""
+    objective: str = "logistic"
+    data: Schema
+    training: Training = field(default_factory=Training)
+    clients: Clients = field(default_factory=Clients)
+    puzzles: Puzzles = field(default_factory=Puzzles)
+    validation: Validation = field(default_factory=Validation)
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"'objective' must be one of: {', '.join(OBJECTIVES)}")
+        if self.data.dimension > MAX_DIMENSION:
+            raise ValueError(f"the data has more than {MAX_DIMENSION} features")
+
+    @property
+    def dimension(self) -> int:
+        """Length of the weights."""
+        return self.data.dimension
+
+
+def step_size(training: Training, t: int) -> float:
+    """Length eta_t of a client's t-th step, t = 1, 2, ..."""
+    if training.schedule == "constant":
+        return training.step
+    return training.step / (t if training.schedule == "1/t" else math.sqrt(t))
+
+
+def canonical(task: Task) -> bytes:
+    """The one byte string that stands for a task (JSON, keys sorted, nothing left out)."""
+    return msgspec.json.encode(task, order="sorted")
+
+
+def signed_bytes(body: bytes) -> bytes:
+    """What is signed for a task with these canonical bytes; no other signature can be it."""
+    return _DOMAIN + body
+
+
+def task_id(signed: SignedTask) -> str:
+    """64 hexadecimal digits that name this task by this curator."""
+    return hashlib.sha256(signed_bytes(signed.curator + signed.body)).hexdigest()
+
+
+def sign(task: Task, key: Ed25519PrivateKey) -> SignedTask:
+    """Sign a task with its curator's key."""
+    body = canonical(task)
+    return SignedTask(
+        body=body,
+        curator=key.public_key().public_bytes_raw(),
+        signature=key.sign(signed_bytes(body)),
+    )
+
+
+def open_task(signed: SignedTask, address: str) -> Task:
+    """Check a signed task and read it.
+
+    Args:
+        signed: as it came.
+        address: where from, for the sentence of the problem.
+
+    Raises:
+        PeerProblem: ``BAD_SIGNATURE``, ``TOO_LARGE``, or ``MALFORMED`` for a body that is not the
+            canonical form of a task this version understands.
+    """
+    if len(signed.body) > TASK_LIMIT:
+        raise PeerProblem(TOO_LARGE, limit=TASK_LIMIT)
+    try:
+        key = Ed25519PublicKey.from_public_bytes(signed.curator)
+        key.verify(signed.signature, signed_bytes(signed.body))
+    except (InvalidSignature, ValueError):
+        raise PeerProblem(BAD_SIGNATURE, address=address) from None
+    try:
+        task = msgspec.json.decode(signed.body, type=Task)
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        raise PeerProblem(MALFORMED) from None
+    if canonical(task) != signed.body:
+        raise PeerProblem(MALFORMED)
+    return task

@@ -1,0 +1,1 @@
+"""The broker: a short-lived, honest-but-curious process behind an onion address."""

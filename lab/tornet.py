@@ -1,0 +1,375 @@
+"""A private Tor network on loopback, from real tor processes: authorities, relays, one client.
+
+Everything that Tor does is done by Tor: votes, consensus, guards, onion services over six hops.
+Only the waiting is short (``TestingTorNetwork``, see tor(1)), and whoever runs the relays is you,
+so it gives no anonymity: it is for tests, the demo, and measurements.
+
+It starts from fresh keys each time. Other tors join it by including :attr:`TorNetwork.extra_torrc`
+in their configuration. Owned, it ends with this process, even by kill -9 (within the 15 seconds
+that tor takes to notice); detached, it stays until :meth:`TorNetwork.down`, from any process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from accord.control import Control, Progress, Socks
+from accord.files import private_directory
+from accord.problems import LOCKED, TOR_FAILED, TOR_SLOW, Problem
+from accord.tor import Tor, find_tor, last_words, launch, prepare, spawn, stop, torrc
+
+AUTHORITIES: Final = 3
+RELAYS: Final = 4
+_POLL: Final = 0.1
+_FIRST_VOTE: Final = 5
+"""Seconds between votes before there is a consensus: the least that tor accepts."""
+_VOTE_AHEAD: Final = 4
+"""Seconds before a consensus that its vote begins: two of voting and two of sending."""
+_ENROL: Final = 1.8
+"""Seconds that tors need, once started, to be known to all authorities: if the next vote is
+sooner, the start waits for it to pass. A relay that misses the first vote is missing for
+V3AuthVotingInterval."""
+
+_PRIVATE: Final = """\
+TestingTorNetwork 1
+# Any relay may be a guard: there are few.
+EnforceDistinctSubnets 0
+AssumeReachable 1
+PathsNeededToBuildCircuits 0.67
+"""
+
+_NODE: Final = """\
+DataDirectory "{directory}"
+Nickname {name}
+Log notice file {directory}/tor.log
+PidFile {directory}/pid
+SafeLogging 1
+AvoidDiskWrites 1
+GeoIPFile /dev/null
+GeoIPv6File /dev/null
+SocksPort 0
+Address 127.0.0.1
+{or_ports}
+ExitRelay 0
+ContactInfo nobody@invalid
+NumCPUs 1
+MaxMemInQueues 256 MB
+ShutdownWaitLength 0
+%include "{extra}"
+{ending}
+"""
+
+_AUTHORITY: Final = f"""\
+AuthoritativeDirectory 1
+V3AuthoritativeDirectory 1
+DirPort 127.0.0.1:{{dir_port}}
+# The first consensus as soon as tor allows; then a calm pace, on which onion services' periods
+# depend too (24 votes).
+TestingV3AuthInitialVotingInterval {_FIRST_VOTE}
+TestingV3AuthInitialVoteDelay 2
+TestingV3AuthInitialDistDelay 2
+V3AuthVotingInterval 300
+V3AuthVoteDelay 10
+V3AuthDistDelay 10
+# Everyone deserves every flag at once: nobody here has been up for a week.
+TestingDirAuthVoteGuard *
+TestingDirAuthVoteHSDir *
+TestingMinExitFlagThreshold 0
+MinUptimeHidServDirectoryV2 0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where a relay says that it is, and where it listens. The same, unless somebody forwards."""
+
+    advertised: int
+    listening: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One tor of the network: its name, its directory, its process if it has one."""
+
+    name: str
+    directory: Path
+    pid: int | None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self.pid is not None
+
+
+class TorNetwork:
+    """A private network whose files are all in one directory.
+
+    Args:
+        directory: made if need be; what is in it from an earlier network is replaced by ``up``.
+        detached: whether the tors stay when this process ends.
+
+    Attributes:
+        extra_torrc: a file for another tor's ``%include``, with which it joins this network.
+        socks: the client's SOCKS ports, when up.
+        tor: the client itself, when up and owned: it publishes onion services too.
+    """
+
+    def __init__(self, directory: Path, *, detached: bool = False) -> None:
+        self.directory = directory.resolve()
+        self.detached = detached
+        self.extra_torrc = self.directory / "network.torrc"
+        self.socks: list[Socks] = []
+        self.tor: Tor | None = None
+        self._names = [*(f"authority{i}" for i in range(AUTHORITIES)),
+                       *(f"relay{i}" for i in range(RELAYS))]  # fmt: skip
+        self._children: dict[str, asyncio.subprocess.Process] = {}
+
+    async def up(
+        self,
+        socks_ports: int = 1,
+        progress: Progress | None = None,
+        *,
+        links: Callable[[Sequence[Link]], Awaitable[None]] | None = None,
+        seconds: float = 90.0,
+    ) -> None:
+        """Start it from fresh keys, and wait until the client is ready for use.
+
+        Args:
+            socks_ports: how many the client opens; streams of two ports share no circuit.
+            progress: told percent and words.
+            links: when given, relays listen elsewhere than they advertise, and this is awaited
+                before they start: it forwards each link's ``advertised`` port to ``listening``
+                (that is where a delay is put).
+            seconds: until it must be ready.
+
+        Raises:
+            Problem: ``LOCKED`` when it is up, ``TOR_MISSING``, ``TOR_OLD``, ``TOR_FAILED`` with
+                the node and its log, ``TOR_SLOW``, ``DISK``.
+        """
+        tell = progress or (lambda percent, words: None)
+        if any(node.alive for node in self.status()):
+            raise Problem(LOCKED, path=self.directory)
+        reached = "making keys"
+
+        def note(percent: int, words: str) -> None:
+            nonlocal reached
+            reached = words
+            tell(percent, words)
+
+        try:
+            async with asyncio.timeout(seconds):
+                await self._up(socks_ports, note, links)
+        except TimeoutError:
+            await self.down()
+            log = self.directory / "authority0" / "tor.log"
+            raise Problem(TOR_SLOW, percent=0, seconds=round(seconds), what=reached,
+                          log=log) from None  # fmt: skip
+        except BaseException:
+            await self.down()
+            raise
+
+    async def _up(self, socks_ports: int, tell: Progress,
+                  links: Callable[[Sequence[Link]], Awaitable[None]] | None) -> None:  # fmt: skip
+        tell(0, "making keys")
+        program, _ = await asyncio.to_thread(find_tor)
+        await asyncio.to_thread(self._clear)
+        count = len(self._names)
+        with contextlib.ExitStack() as reserved:
+            ports = [_reserve(reserved) for _ in range(2 * count + AUTHORITIES)]
+            listening, advertised, dir_ports = (
+                ports[:count], ports[count : 2 * count], ports[2 * count :])  # fmt: skip
+            if links is None:
+                advertised = listening
+            pairs = [Link(*pair) for pair in zip(advertised, listening, strict=True)]
+            lines = await asyncio.gather(*(
+                self._authority_keys(program, name, pairs[i].advertised, dir_ports[i])
+                for i, name in enumerate(self._names[:AUTHORITIES])))  # fmt: skip
+            self.extra_torrc.write_text(_PRIVATE + "\n".join(lines) + "\n")
+            if links is not None:
+                await links(pairs)
+            if (wait := _until_vote(time.time())) < _ENROL:
+                await asyncio.sleep(wait + 0.1)
+            tell(10, f"starting {count} tors")
+            commands = [
+                prepare(program, self.directory / name,
+                        self._node(name, pairs[i], dir_ports[i : i + 1]))
+                for i, name in enumerate(self._names)]  # fmt: skip
+            await asyncio.gather(*map(self._start, self._names, commands))
+            tell(20, "waiting for the authorities to agree")
+            await self._consensus()
+        await self._client(program, socks_ports, lambda p, w: tell(40 + p * 6 // 10, w))
+
+    def _clear(self) -> None:
+        private_directory(self.directory)
+        for name in (*self._names, "client"):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+        self.extra_torrc.unlink(missing_ok=True)
+
+    async def _authority_keys(self, program: Path, name: str, or_port: int, dir_port: int) -> str:
+        """Make an authority's keys; the line by which the others know it."""
+        directory = self.directory / name
+        keys = private_directory(private_directory(directory) / "keys")
+        gencert, _ = find_tor("tor-gencert")
+        log = directory / "tor.log"
+        made, (printed, _) = await asyncio.gather(
+            _run(log, str(gencert), "--create-identity-key", "-m", "12", "-a",
+                 f"127.0.0.1:{dir_port}", "-i", str(keys / "authority_identity_key"),
+                 "-s", str(keys / "authority_signing_key"),
+                 "-c", str(keys / "authority_certificate"), "--passphrase-fd", "0"),
+            _run(log, str(program), "--defaults-torrc", os.devnull, "--ignore-missing-torrc",
+                 "-f", str(directory / "torrc"), "--quiet", "--DataDirectory", str(directory),
+                 "--ORPort", str(or_port), "--Nickname", name, "--list-fingerprint"))  # fmt: skip
+        del made
+        certificate = (keys / "authority_certificate").read_text()
+        identity = re.search(r"^fingerprint ([0-9A-F]{40})$", certificate, re.MULTILINE)
+        relay = re.search(r"((?:[0-9A-F]{4} ?){10})", printed)
+        if not (identity and relay):
+            raise Problem(TOR_FAILED, why=f"{name} has no fingerprint", log=log)
+        return (f"DirAuthority {name} orport={or_port} v3ident={identity[1]} "
+                f"127.0.0.1:{dir_port} {relay[1].strip()}")  # fmt: skip
+
+    def _node(self, name: str, link: Link, dir_port: Sequence[int]) -> str:
+        """The torrc of an authority or a relay."""
+        or_ports = f"ORPort 127.0.0.1:{link.listening}"
+        if link.advertised != link.listening:
+            or_ports = (f"ORPort 127.0.0.1:{link.advertised} NoListen\n"
+                        f"ORPort 127.0.0.1:{link.listening} NoAdvertise")  # fmt: skip
+        owner = f"__OwningControllerProcess {os.getpid()}"
+        text = _NODE.format(directory=self.directory / name, name=name, or_ports=or_ports,
+                            extra=self.extra_torrc,
+                            ending="RunAsDaemon 1" if self.detached else owner)  # fmt: skip
+        return text + (_AUTHORITY.format(dir_port=dir_port[0]) if dir_port else "")
+
+    async def _start(self, name: str, command: Sequence[str]) -> None:
+        log = self.directory / name / "tor.log"
+        child = await spawn(command, log)
+        if not self.detached:
+            self._children[name] = child
+        elif await child.wait() != 0:  # it returns once its daemon runs
+            raise Problem(TOR_FAILED, why=f"{name}: {last_words(log)}", log=log)
+
+    async def _consensus(self) -> None:
+        """Wait until every authority has the consensus, while all tors live."""
+        found = [self.directory / name / "cached-microdesc-consensus"
+                 for name in self._names[:AUTHORITIES]]  # fmt: skip
+        while not all(path.exists() for path in found):
+            for name, child in self._children.items():
+                if child.returncode is not None:
+                    log = self.directory / name / "tor.log"
+                    raise Problem(TOR_FAILED, why=f"{name}: {last_words(log)}", log=log)
+            await asyncio.sleep(_POLL)
+
+    async def _client(self, program: Path, socks_ports: int, tell: Progress) -> None:
+        directory = self.directory / "client"
+        if not self.detached:
+            self.tor = await launch(directory, extra_torrc=self.extra_torrc, progress=tell,
+                                    socks_ports=socks_ports)  # fmt: skip
+            self.socks = self.tor.ports
+            return
+        text = torrc(directory, socks_ports=("auto",) * socks_ports, extra=self.extra_torrc)
+        await self._start("client", prepare(program, directory, text))
+        await self._look(tell)
+
+    async def _look(self, progress: Progress | None = None) -> None:
+        control = await Control.open(self.directory / "client" / "control")
+        try:
+            await control.bootstrap(progress)
+            self.socks = await control.socks()
+        finally:
+            await control.close()
+
+    async def join(self) -> list[Socks]:
+        """The SOCKS ports of a network that another process brought up and left.
+
+        Raises:
+            Problem: ``TOR_AWAY`` when it is not up.
+        """
+        await self._look()
+        return self.socks
+
+    def status(self) -> list[Node]:
+        """Each tor of the network and whether it lives; those that were never started are not."""
+        nodes = []
+        for name in (*self._names, "client"):
+            directory = self.directory / name
+            nodes.append(Node(name, directory, _pid(directory)))
+        return nodes
+
+    async def down(self) -> None:
+        """Stop all of it, whoever started it. Keeps the logs. May be called twice."""
+        if self.tor:
+            await self.tor.close()
+        await asyncio.gather(*map(stop, self._children.values()))
+        self._children.clear()
+        self.tor, self.socks = None, []
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            for _ in range(50):
+                pids = [node.pid for node in self.status() if node.pid]
+                if not pids:
+                    return
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, sign)
+                await asyncio.sleep(_POLL)
+
+    async def __aenter__(self) -> TorNetwork:
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        await self.down()
+
+
+def _reserve(until: contextlib.ExitStack) -> int:
+    """A free port of loopback that nobody else can take, and a tor can listen on.
+
+    It is bound to alone, so that no other network is given it; then reuse is allowed, so that a
+    tor (which asks for reuse as well) can bind and listen while it is still held.
+    """
+    holder = until.enter_context(socket.socket())
+    holder.bind(("127.0.0.1", 0))
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    port = holder.getsockname()[1]
+    assert isinstance(port, int)
+    return port
+
+
+def _until_vote(now: float) -> float:
+    """Seconds until the authorities vote: they count from midnight, in steps of 5."""
+    return (_FIRST_VOTE - _VOTE_AHEAD - now) % _FIRST_VOTE
+
+
+async def _run(log: Path, *command: str) -> tuple[str, str]:
+    """Run a program to its end; what it printed."""
+    child = await asyncio.create_subprocess_exec(
+        *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        printed, complained = await child.communicate(b"unused\n")  # a passphrase, where wanted
+    finally:
+        await stop(child)
+    if child.returncode != 0:
+        await asyncio.to_thread(log.write_bytes, complained or printed)
+        why = f"{Path(command[0]).name} ended with status {child.returncode}"
+        raise Problem(TOR_FAILED, why=why, log=log)
+    return printed.decode(), complained.decode()
+
+
+def _pid(directory: Path) -> int | None:
+    """The process of this tor, if it lives and is this tor: numbers of processes come again."""
+    try:
+        pid = int((directory / "pid").read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if os.fsencode(directory / "torrc") in command else None
