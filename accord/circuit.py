@@ -155,6 +155,8 @@ class Circuit:
             async with self._open().request(
                 method, self._url(path), data=body or None, allow_redirects=False
             ) as response:
+                if response.status != 200:  # 101, which was not asked for
+                    raise PeerProblem(MALFORMED)
                 return await _read(response, limit)
 
         seconds = self._patience + (len(body) + limit) / SLOWEST

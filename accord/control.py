@@ -73,6 +73,8 @@ class Control:
         def connect() -> Any:
             try:
                 if isinstance(where, Path):
+                    if not where.is_socket():  # which stem would notice with a socket left open
+                        raise stem.SocketError
                     controller = stem.control.Controller.from_socket_file(str(where))
                 else:
                     controller = stem.control.Controller.from_port(where.host, where.port)

@@ -31,7 +31,8 @@ numbers. No text travels from a broker to a person's screen but the task that a 
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, TypeVar, overload
 
 import msgspec
 import numpy as np
@@ -222,7 +223,7 @@ class Status(Struct, frozen=True, forbid_unknown_fields=True):
         title: of the task (text that a curator chose: escape it before showing it).
         task: id of the task, hex.
         clients: how many are active.
-        needed: how many are needed for everyone's k; 0 before anyone has joined.
+        needed: how many it takes for every active client's k and the curator's minimum.
         updates: how many were applied.
         max_updates: where training ends at the latest.
         error: misclassified share of the validation set, 0 to 1; None before training.
@@ -261,7 +262,11 @@ def encode(message: Struct) -> bytes:
     return _encoder.encode(message)
 
 
-def decode(raw: bytes, kind: type[M], limit: int = SMALL_LIMIT) -> M:
+@overload
+def decode(raw: bytes, kind: type[M], limit: int = SMALL_LIMIT) -> M: ...
+@overload
+def decode(raw: bytes, kind: UnionType, limit: int = SMALL_LIMIT) -> Any: ...
+def decode(raw: bytes, kind: Any, limit: int = SMALL_LIMIT) -> Any:
     """One message of the given type (a Struct or a union of tagged Structs).
 
     Args:
@@ -279,7 +284,7 @@ def decode(raw: bytes, kind: type[M], limit: int = SMALL_LIMIT) -> M:
     if decoder is None:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
-        return decoder.decode(raw)  # type: ignore[return-value]
+        return decoder.decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OverflowError, ValueError):
         raise PeerProblem(MALFORMED) from None
 

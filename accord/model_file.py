@@ -23,9 +23,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from accord.messages import MAX_DIMENSION, TASK_LIMIT, SignedTask
+from accord.onion import check_onion, public_key_from_onion
 from accord.problems import BAD_MODEL, PeerProblem
 from accord.task import Task, open_task
-from accord.onion import check_onion, public_key_from_onion
 
 FORMAT: Final = "tormentor model 1"
 MODEL_LIMIT: Final = 4 * MAX_DIMENSION + 8 * TASK_LIMIT

@@ -39,7 +39,7 @@ def _sigmoid(z: np.ndarray) -> np.ndarray:
 
 
 def _logistic_predict(w: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return _sigmoid(rows @ w)
+    return np.asarray(_sigmoid(rows @ w))
 
 
 def _logistic_error(models: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -54,7 +54,7 @@ def _logistic_loss(models: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> 
 
 
 def _logistic_gradients(w: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return (_sigmoid(rows @ w) - labels)[:, None] * rows
+    return np.asarray((_sigmoid(rows @ w) - labels)[:, None] * rows)
 
 
 OBJECTIVES: Final[dict[str, Objective]] = {

@@ -11,6 +11,8 @@ import binascii
 import hashlib
 from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from accord.problems import NOT_AN_ONION, Problem
 
 SUFFIX: Final = ".onion"
@@ -30,6 +32,12 @@ def onion_from_public_key(public_key: bytes) -> str:
         raise ValueError("an Ed25519 public key has 32 bytes")
     raw = public_key + _checksum(public_key) + _VERSION
     return base64.b32encode(raw).decode("ascii").lower() + SUFFIX
+
+
+def onion_from_seed(seed: bytes) -> str:
+    """The address of the service whose key is this 32-byte Ed25519 seed."""
+    key = Ed25519PrivateKey.from_private_bytes(seed)
+    return onion_from_public_key(key.public_key().public_bytes_raw())
 
 
 def public_key_from_onion(onion: str) -> bytes:

@@ -143,6 +143,9 @@ TOR_CONTROL = _kind(
     "tor-control", 500, EXIT_TOR,
     "The tor at {where} does not let us in: {why}; add 'ControlPort 9051' and "
     "'CookieAuthentication 1' to its torrc, or use --tor launch.")  # fmt: skip
+TOR_REFUSED = _kind(
+    "tor-refused", 500, EXIT_TOR,
+    "The tor at {where} refused to {what}: {why}; update it, or use --tor launch.")  # fmt: skip
 TOR_USER = _kind(
     "tor-user", 500, EXIT_TOR,
     "The system's tor runs as {user} and could not open our sockets; run the broker as {user}, "
@@ -217,7 +220,7 @@ OTHER_CURATOR = _kind(
     "gave you the address.")  # fmt: skip
 OTHER_TASK = _kind(
     "other-task", 400, EXIT_DISTRUST,
-    "The task at {address} is not the one that you joined; leave it.")  # fmt: skip
+    "The task at {address} is not the one that you signed or joined; leave it.")  # fmt: skip
 TOO_HARD = _kind(
     "too-hard", 400, EXIT_DISTRUST,
     "The broker asks for a puzzle of difficulty {difficulty} and your limit is {limit}; raise "

@@ -32,6 +32,7 @@ from accord.problems import (
 
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
 MISSING: Final = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
+_FAR: Final = 1e100
 _TRUE: Final = frozenset({"true", "1", "yes"})
 _FALSE: Final = frozenset({"false", "0", "no"})
 
@@ -75,9 +76,9 @@ class Field(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
             raise ValueError(f"column {self.name}: 'enum' goes with type string, and only there")
         if limits.enum is not None and not 2 <= len(set(limits.enum)) == len(limits.enum):
             raise ValueError(f"column {self.name}: 'enum' needs two or more different values")
-        if limits.minimum is not None and limits.maximum is not None:
-            if limits.minimum >= limits.maximum:
-                raise ValueError(f"column {self.name}: minimum must be below maximum")
+        low, high = limits.minimum, limits.maximum
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"column {self.name}: minimum must be below maximum")
         if (self.center is None) != (self.scale is None):
             raise ValueError(f"column {self.name}: give both center and scale, or neither")
         if self.scale is not None and self.scale <= 0:
@@ -95,7 +96,8 @@ class Field(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
         if low is None or high is None:
             raise ValueError(
                 f"column {self.name}: give center and scale, or minimum and maximum")
-        return (low + high) / 2, (high - low) / 2
+        # Halved first: the sum of two finite numbers need not be finite.
+        return low / 2 + high / 2, high / 2 - low / 2
 
     def width(self) -> int:
         """How many features this column becomes."""
@@ -185,7 +187,7 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         if not labelled:
             return rows, np.empty(0)
-        labels = _encode_answer(self.answer(), self.positive, columns[self.target], path)
+        labels = self.labels(columns, path)
         if labels.min() == labels.max():
             raise Problem(
                 ONE_CLASS, path=path, column=self.target, value=columns[self.target][0])
@@ -198,6 +200,23 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
                     raise Problem(
                         LEAKED_LABEL, path=path, column=column.name, target=self.target)
         return rows, labels
+
+    def labels(self, columns: Mapping[str, Sequence[str]], path: str) -> np.ndarray:
+        """The answers alone, 0.0 or 1.0, shape (n,), of a table that has them.
+
+        Raises:
+            Problem: ``BAD_CELL``.
+        """
+        return _encode_answer(self.answer(), self.positive, columns[self.target], path)
+
+    @property
+    def answers(self) -> tuple[str, str]:
+        """What 0 and 1 are called, in the words of the target's column."""
+        target = self.answer()
+        if target.type == "boolean":
+            return "false", "true"
+        zero = next((v for v in target.constraints.enum or () if v != self.positive), "0")
+        return zero, self.positive or "1"
 
 
 def _shorten(names: Sequence[str], most: int = 8) -> str:
@@ -214,7 +233,10 @@ def _encode_column(column: Field, cells: Sequence[str], path: str) -> np.ndarray
     if column.type in ("number", "integer"):
         values = _numbers(column, cells, path)
         center, scale = column.standard()
-        return ((values - center) / scale)[:, None]
+        # What is too large for a float, or its square would be, stays a very large number: the
+        # row's length must be finite whatever is in its cells and in a stranger's task.
+        with np.errstate(over="ignore"):
+            return np.clip((values - center) / scale, -_FAR, _FAR)[:, None]
     if column.type == "boolean":
         return _booleans(column, cells, path)[:, None]
     allowed = {value: i for i, value in enumerate(column.constraints.enum or ())}
@@ -237,8 +259,9 @@ def _encode_answer(
         is_second = positive == (column.constraints.enum or ("", ""))[1]
         return block if is_second else 1.0 - block
     values = _numbers(column, cells, path)
-    for row in np.flatnonzero((values != 0) & (values != 1)):
-        raise _bad(path, int(row), column.name, _unexpected(cells[int(row)], "0 or 1"))
+    wrong = np.flatnonzero((values != 0) & (values != 1)).tolist()
+    if wrong:
+        raise _bad(path, wrong[0], column.name, _unexpected(cells[wrong[0]], "0 or 1"))
     return values
 
 
@@ -276,7 +299,8 @@ def _numbers(column: Field, cells: Sequence[str], path: str) -> np.ndarray:
     low, high = column.constraints.minimum, column.constraints.maximum
     for bound, outside, word in ((low, -1, "below"), (high, 1, "above")):
         if bound is not None:
-            for row in np.flatnonzero((values - bound) * outside > 0):
-                text = cells[int(row)].strip()
-                raise _bad(path, int(row), column.name, f"{text} is {word} {bound:g}")
+            wrong = np.flatnonzero((values - bound) * outside > 0).tolist()
+            if wrong:
+                text = cells[wrong[0]].strip()
+                raise _bad(path, wrong[0], column.name, f"{text} is {word} {bound:g}")
     return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 
 from accord.problems import BAD_TABLE, EMPTY_FILE, NO_FILE, NO_PARQUET, Problem
@@ -39,8 +40,8 @@ def _delimiter(header: str) -> str:
     return max(",;\t", key=header.count)
 
 
-def _read_csv(file: object, delimiter: str, path: Path) -> Columns:
-    reader = csv.reader(file, delimiter=delimiter, strict=True)  # type: ignore[call-overload]
+def _read_csv(file: Iterable[str], delimiter: str, path: Path) -> Columns:
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(reader)]
         if len(set(header)) != len(header):

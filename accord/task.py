@@ -36,7 +36,7 @@ class _Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 raise ValueError(f"'{name}' must be finite")
 
 
-class Training(_Part):
+class Training(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the model is trained.
 
     Attributes:
@@ -52,7 +52,7 @@ class Training(_Part):
         max_updates: training ends after so many updates (in rounds: so many rounds),
         target_error: or when the error on the validation set is at most this,
         patience: or when so many updates brought no lower validation loss,
-        deadline: or so many seconds after it first began.
+        deadline: or so many seconds after it first began (or the task came, if it never did).
         round_seconds: a synchronous round waits so long for silent clients.
     """
 
@@ -69,7 +69,7 @@ class Training(_Part):
     round_seconds: Positive = 30.0
 
 
-class Clients(_Part):
+class Clients(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Who may take part.
 
     Attributes:
@@ -88,7 +88,7 @@ class Clients(_Part):
             raise ValueError("'minimum' of clients is above 'maximum'")
 
 
-class Puzzles(_Part):
+class Puzzles(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Proof of work: trailing hexadecimal zeros, each 16 times harder.
 
     Attributes:
@@ -100,7 +100,7 @@ class Puzzles(_Part):
     update: Annotated[int, Meta(ge=0, le=12)] = 2
 
 
-class Validation(_Part):
+class Validation(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Snapshot rounds (paper 5.5, Algorithm 2).
 
     Attributes:
@@ -157,8 +157,12 @@ def step_size(training: Training, t: int) -> float:
 
 
 def canonical(task: Task) -> bytes:
-    """The one byte string that stands for a task (JSON, keys sorted, nothing left out)."""
-    return msgspec.json.encode(task, order="sorted")
+    """The one byte string that stands for a task (JSON, keys sorted).
+
+    Decoded and encoded once more, so that a 1 given where 1.0 is meant makes no other bytes.
+    """
+    once = msgspec.json.decode(msgspec.json.encode(task), type=Task)
+    return msgspec.json.encode(once, order="sorted")
 
 
 def signed_bytes(body: bytes) -> bytes:

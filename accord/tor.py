@@ -40,6 +40,8 @@ MINIMUM_VERSION: Final = (0, 4, 7)
 """Oldest tor that has everything we ask for (congestion control, vanguards-lite)."""
 Version = tuple[int, ...]
 
+_ALSO: tuple[str, ...] = ("/usr/sbin", "/usr/local/sbin")
+"""Where tor may be on Debian, and an ordinary user's PATH does not look."""
 _POLL: Final = 0.05
 _SOCKET_PATH: Final = 100
 """Longest path of a Unix socket that every system accepts (sun_path has 104 to 108 bytes)."""
@@ -81,9 +83,8 @@ def find_tor(name: str = "tor") -> tuple[Path, Version]:
     Raises:
         Problem: ``TOR_MISSING``, ``TOR_OLD``.
     """
-    # Debian keeps programs for administrators where an ordinary user's PATH does not look.
-    places = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
-    found = shutil.which(name, path=places)
+    places = os.environ.get("PATH", os.defpath), *_ALSO
+    found = shutil.which(name, path=os.pathsep.join(places))
     if found is None:
         raise Problem(TOR_MISSING)
     if name != "tor":

@@ -1,0 +1,546 @@
+"""One model's life. Pure: no sockets, no clock, no randomness of its own.
+
+THE ONLY FILE WHERE A PHASE CHANGES::
+
+    waiting ─ accept ─► gathering ─ enough for everyone's k ─► training ◄──► paused
+                             └──────────────── ended ───────────┴─────────────┘
+                                                 ▼
+                                             published ─ vanish ─► gone
+
+Everything takes ``now`` (seconds of a monotonic clock). A message is answered by a
+:class:`~accord.messages.Turn`; what must be on disk before that answer may leave is what
+:meth:`Brokerage.take_changes` then gives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from accord import puzzle
+from accord.messages import (
+    TICKET_BYTES,
+    AdmissionPuzzle,
+    End,
+    FromClient,
+    Join,
+    Leave,
+    Phase,
+    Pull,
+    Push,
+    SignedTask,
+    Status,
+    Turn,
+    Wait,
+    Welcome,
+    Work,
+    refused,
+    vector_from_wire,
+    vector_to_wire,
+)
+from accord.objective import OBJECTIVES
+from accord.problems import (
+    BAD_DELTA,
+    ENDED,
+    NOT_SOLVED,
+    ROUND_OPEN,
+    STALE_TICKET,
+    TASK_REFUSED,
+    TOO_FEW_CLIENTS,
+    UNKNOWN_CLIENT,
+    PeerProblem,
+)
+from accord.task import Task, open_task, task_id
+from broker.admission import Admission, session_name
+from broker.aggregator import Aggregator
+from broker.registry import NEVER, Member, Registry
+from broker.validator import Validator
+
+__all__ = ["Brokerage", "Changes", "ModelRow", "SessionRow", "session_name"]
+
+MEASURE_CELLS: Final = 200_000
+"""The error is measured after each update while the validation set has at most so many numbers,
+and after every second, third, ... update of a larger one: so it costs under a millisecond each."""
+_NORM_SLACK: Final = 1e-4
+"""Updates travel as float32: a client that shrank its own to the bound exactly may arrive so much
+above it, relatively."""
+
+
+@dataclass(slots=True)
+class Ticket:
+    """Work that a client has in hand; spent exactly once."""
+
+    id: bytes
+    lock: bytes
+    difficulty: int
+    validation: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """What must outlive a crash, of the model: its state, never a history of updates.
+
+    ``seconds`` is how long ago training first began (None: not yet).
+    """
+
+    phase: Phase
+    weights: np.ndarray
+    updates: int
+    best_weights: np.ndarray
+    best_loss: float | None
+    best_error: float | None
+    improved: int
+    rounds: int
+    strikes: int
+    seconds: float | None
+    ended: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """What must outlive a crash, of a session. ``spent`` is the ticket acknowledged last."""
+
+    name: bytes
+    min_clients: int
+    updates: int
+    strikes: int
+    influence: float
+    spent: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What has changed since the last time it was asked."""
+
+    model: ModelRow | None
+    sessions: list[SessionRow]
+
+    def __bool__(self) -> bool:
+        return self.model is not None or bool(self.sessions)
+
+
+class Brokerage:
+    """One model.
+
+    Args:
+        secret: known to this model's broker alone, the same after a restart.
+        random: gives so many fresh random bytes.
+
+    Attributes:
+        phase: where in its life the model is.
+        stirred: counts the times that waiting messages became worth answering again.
+    """
+
+    def __init__(self, secret: bytes, random: Callable[[int], bytes]) -> None:
+        self._secret = secret
+        self._random = random
+        self.phase: Phase = "waiting"
+        self.stirred = 0
+        self._since = 0.0
+        self._changed_model = False
+        self._changed: set[bytes] = set()
+
+    # -- the task ------------------------------------------------------------------------------
+
+    def accept(
+        self, signed: SignedTask, rows: np.ndarray, labels: np.ndarray, now: float
+    ) -> None:
+        """Take a task and its validation set; gathering begins.
+
+        Args:
+            signed: the task.
+            rows: (n, d), as the task's schema standardises them; labels: (n,).
+
+        Raises:
+            PeerProblem: ``TASK_REFUSED`` when the validation set does not fit the task;
+                ``BAD_SIGNATURE``, ``MALFORMED``.
+        """
+        if self.phase != "waiting":
+            raise RuntimeError("a brokerage accepts one task")
+        task = open_task(signed, "the desk")
+        self._check_validation(task, rows, labels)
+        self.signed, self.task = signed, task
+        self._id = task_id(signed)
+        self._registry = Registry(task.clients)
+        self._admission = Admission(task.puzzles, self._secret, self._random)
+        self._aggregator = Aggregator(task.dimension)
+        self._validator = Validator(OBJECTIVES[task.objective], rows, labels, task.validation)
+        self._tickets: dict[bytes, Ticket] = {}
+        self._spent: dict[bytes, bytes] = {}
+        self._round_closes: float | None = None
+        self._began: float | None = None
+        self._error: float | None = None
+        self._best_error: float | None = None
+        self._best_loss: float | None = None
+        self._best_weights = self._aggregator.weights
+        self._improved = 0
+        self._measure_every = -(-rows.size // MEASURE_CELLS)
+        self._strikes = 0
+        self._ended = ""
+        self._enter("gathering", now)
+
+    @staticmethod
+    def _check_validation(task: Task, rows: np.ndarray, labels: np.ndarray) -> None:
+        fits = rows.ndim == 2 and rows.shape == (len(labels), task.dimension)
+        if not fits or not np.isfinite(rows).all():
+            raise PeerProblem(TASK_REFUSED)
+        # Rows of another length than 1 would make gradients and errors mean something else.
+        if not np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3):
+            raise PeerProblem(TASK_REFUSED)
+        if set(np.unique(labels)) != {0.0, 1.0}:
+            raise PeerProblem(TASK_REFUSED)
+
+    # -- what anyone may ask -------------------------------------------------------------------
+
+    def puzzle(self, now: float) -> AdmissionPuzzle:
+        """The door.
+
+        Raises:
+            PeerProblem: ``ENDED``.
+        """
+        self._tick_if_open(now)
+        return self._admission.door(now)
+
+    def join(self, join: Join, now: float) -> Welcome:
+        """Admit whoever solved the puzzle; the same Join gives the same Welcome.
+
+        Raises:
+            PeerProblem: ``NOT_SOLVED``, ``K_TOO_LARGE``, ``FULL``, ``ENDED``.
+        """
+        self._tick_if_open(now)
+        token = self._admission.open(join.lock, join.solution)
+        name = session_name(token)
+        if name not in self._registry:
+            self._admission.check_age(join.lock, now)
+        if self._registry.admit(name, join.min_clients, now):
+            self._changed.add(name)
+        self._weigh(now)
+        return Welcome(token)
+
+    def _tick_if_open(self, now: float) -> None:
+        self.tick(now)
+        if self.phase in ("published", "gone"):
+            raise PeerProblem(ENDED)
+
+    def knows(self, token: bytes) -> bool:
+        """Whether this is the token of a session."""
+        return session_name(token) in self._registry
+
+    def status(self, now: float) -> Status:
+        """What anyone may know."""
+        have, need = self._registry.standing(now)
+        return Status(
+            phase=self.phase,
+            title=self.task.title,
+            task=self._id,
+            clients=have,
+            needed=need,
+            updates=self._aggregator.updates,
+            max_updates=self.task.training.max_updates,
+            error=self._error,
+            best_error=self._best_error,
+            rounds=self._validator.rounds,
+            strikes=self._strikes,
+            seconds=max(0.0, now - self._since),
+            ended=self._ended,
+        )
+
+    # -- the conversation ----------------------------------------------------------------------
+
+    def receive(self, token: bytes, message: FromClient, now: float) -> Turn:
+        """Answer a client's message.
+
+        The order is: known session, ticket its own and unspent, puzzle solved, delta finite, of
+        the right length and norm, enough clients for everyone's k; then apply, or file as an
+        answer to a validation round.
+
+        Raises:
+            PeerProblem: ``UNKNOWN_CLIENT``. Every other refusal is in the Turn.
+        """
+        name = session_name(token)
+        if name not in self._registry:
+            raise PeerProblem(UNKNOWN_CLIENT)
+        self.tick(now)
+        if isinstance(message, Leave):
+            self._registry.leave(name)
+            self._weigh(now)
+            return self._turn(name, b"", now)
+        self._registry.heard(name, now)
+        self._weigh(now)
+        if isinstance(message, Pull):
+            return self._turn(name, b"", now)
+        return self._push(name, message, now)
+
+    def _push(self, name: bytes, push: Push, now: float) -> Turn:
+        if push.ticket == self._spent.get(name):
+            return self._turn(name, push.ticket, now)
+        if self.phase == "published":
+            return Turn(b"", End())
+        ticket = self._tickets.get(name)
+        if ticket is None or ticket.id != push.ticket:
+            return Turn(b"", refused(PeerProblem(STALE_TICKET)))
+        if not puzzle.verify(ticket.lock, push.solution, ticket.difficulty):
+            return Turn(b"", refused(PeerProblem(NOT_SOLVED)))
+        delta = self._delta(push.delta)
+        if delta is None:
+            self._strike(name)
+            del self._tickets[name]
+            self._aggregator.round.pop(name, None)
+            return Turn(b"", refused(PeerProblem(BAD_DELTA, dimension=self.task.dimension)))
+        if self.phase != "training":
+            return Turn(b"", self._too_few(now))
+        if ticket.validation:
+            self._validator.answer(name, delta)
+            self._spend(name, ticket)
+            self._settle(now)
+        elif self.task.training.mode == "synchronous":
+            return self._hold(name, delta, now)
+        else:
+            self._aggregator.apply(delta)
+            self._spend(name, ticket)
+            self._registry.members[name].updates += 1
+            self._after_step(now)
+        return self._turn(name, ticket.id, now)
+
+    def _delta(self, raw: bytes) -> np.ndarray | None:
+        delta = vector_from_wire(raw, self.task.dimension)
+        bound = self.task.training.max_norm * (1 + _NORM_SLACK)
+        return None if delta is None or np.linalg.norm(delta) > bound else delta
+
+    def _turn(self, name: bytes, receipt: bytes, now: float) -> Turn:
+        """What a client does next: work, wait, or stop."""
+        if self.phase == "published":
+            return Turn(receipt, End())
+        if self.phase != "training":
+            return Turn(receipt, self._too_few(now))
+        snapshot = self._validator.snapshot_for(name)
+        if snapshot is None and name in self._aggregator.round:
+            return Turn(receipt, self._round_open(now))
+        weights = self._aggregator.weights if snapshot is None else snapshot
+        ticket = Ticket(
+            id=self._random(TICKET_BYTES),
+            lock=self._admission.lock(),
+            difficulty=self._admission.difficulty(name),
+            validation=snapshot is not None,
+        )
+        self._tickets[name] = ticket
+        work = Work(ticket.id, vector_to_wire(weights), ticket.lock, ticket.difficulty)
+        return Turn(receipt, work)
+
+    def _wait(self, why: str, have: int, need: int) -> Wait:
+        # A third of the silence that is allowed: two of a client's signs may be lost.
+        return Wait(why, have, need, min(self.task.clients.silence / 3, 10.0))
+
+    def _too_few(self, now: float) -> Wait:
+        return self._wait(TOO_FEW_CLIENTS.code, *self._registry.standing(now))
+
+    def _round_open(self, now: float) -> Wait:
+        active = len(self._registry.active(now))
+        return self._wait(ROUND_OPEN.code, min(len(self._aggregator.round), active), active)
+
+    # -- steps, rounds, ends -------------------------------------------------------------------
+
+    def _spend(self, name: bytes, ticket: Ticket) -> None:
+        self._spent[name] = ticket.id
+        self._tickets.pop(name, None)
+        self._changed.add(name)
+
+    def _hold(self, name: bytes, delta: np.ndarray, now: float) -> Turn:
+        """Keep an update until its round closes; it is acknowledged only then."""
+        ticket = self._tickets[name]
+        if not self._aggregator.round:
+            self._round_closes = now + self.task.training.round_seconds
+        self._aggregator.hold(name, delta)
+        self._close_round(now)
+        if name in self._aggregator.round:
+            return Turn(b"", self._round_open(now))
+        return self._turn(name, ticket.id, now)
+
+    def _close_round(self, now: float) -> None:
+        held = self._aggregator.round
+        if not held or self._round_closes is None:
+            return
+        if now < self._round_closes and not held.keys() >= set(self._registry.active(now)):
+            return
+        for name in self._aggregator.close_round():
+            self._spend(name, self._tickets[name])
+            self._registry.members[name].updates += 1
+        # Whoever did not answer in time holds a ticket for weights that are gone.
+        self._tickets.clear()
+        self._round_closes = None
+        self.stirred += 1
+        self._after_step(now)
+
+    def _after_step(self, now: float) -> None:
+        self._changed_model = True
+        if self._aggregator.updates % self._measure_every == 0:
+            self._measure()
+        rules = self.task.training
+        if self._aggregator.updates >= rules.max_updates:
+            self._end("max-updates", now)
+        elif rules.target_error is not None and (
+            self._error is not None and self._error <= rules.target_error
+        ):
+            self._end("target-error", now)
+        elif rules.patience is not None and (
+            self._aggregator.updates - self._improved >= rules.patience
+        ):
+            self._end("patience", now)
+        else:
+            chance = int.from_bytes(self._random(7), "big") / (1 << 56)
+            active = self._registry.active(now)
+            if self._validator.begin(self._aggregator.weights, active, now, chance):
+                self._changed_model = True
+
+    def _measure(self) -> None:
+        self._error, loss = self._validator.measure(self._aggregator.weights)
+        if self._best_loss is None or loss < self._best_loss:
+            self._best_loss, self._improved = loss, self._aggregator.updates
+            self._best_weights = self._aggregator.weights
+        best = self._best_error
+        self._best_error = self._error if best is None else min(self._error, best)
+
+    def _settle(self, now: float) -> None:
+        struck = self._validator.settle(now)
+        if struck is None:
+            return
+        self._changed_model = True
+        self._changed.update(self._validator.totals)
+        for name in struck:
+            self._strike(name)
+
+    def _strike(self, name: bytes) -> None:
+        self._admission.strike(name)
+        self._strikes += 1
+        self._changed.add(name)
+        self._changed_model = True
+
+    def _end(self, why: str, now: float) -> None:
+        if self._error is None:
+            self._measure()
+        self._ended = why
+        self._validator.abandon()
+        self._aggregator.round.clear()
+        self._tickets.clear()
+        self._enter("published", now)
+
+    @property
+    def outcome(self) -> tuple[np.ndarray, int, str]:
+        """What is published: the weights with the lowest validation loss, the number of updates
+        that were applied, and why training ended."""
+        return self._best_weights, self._aggregator.updates, self._ended
+
+    # -- phases --------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Let time pass: silences, deadlines of rounds, the end of training."""
+        if self.phase not in ("gathering", "training", "paused"):
+            return
+        self._weigh(now)
+        # Nobody may ever come: gathering has the same deadline, from its own beginning.
+        began = self._since if self._began is None else self._began
+        if now - began >= self.task.training.deadline:
+            self._end("deadline", now)
+        elif self.phase == "training":
+            self._settle(now)
+            self._close_round(now)
+
+    def _weigh(self, now: float) -> None:
+        """Train while there are enough clients for everyone's k, and not otherwise."""
+        if self.phase in ("gathering", "paused"):
+            if self._registry.enough(now):
+                if self._began is None:
+                    self._began = now
+                self._enter("training", now)
+        elif self.phase == "training" and not self._registry.enough(now):
+            self._enter("paused", now)
+
+    def vanish(self, now: float) -> None:
+        """The published model has been offered for long enough."""
+        if self.phase != "published":
+            raise RuntimeError("only a published model vanishes")
+        self._enter("gone", now)
+
+    def _enter(self, phase: Phase, now: float) -> None:
+        self.phase = phase
+        self._since = now
+        self._changed_model = True
+        self.stirred += 1
+
+    # -- what must outlive a crash -------------------------------------------------------------
+
+    def take_changes(self, now: float) -> Changes:
+        """What has changed since this was last called, as rows to be written in one go."""
+        model = self._model_row(now) if self._changed_model else None
+        sessions = [self._session_row(name) for name in self._changed if name in self._registry]
+        self._changed_model = False
+        self._changed = set()
+        return Changes(model, sessions)
+
+    def lose_changes(self) -> None:
+        """What was taken could not be written: the next call gives everything again."""
+        self._changed_model = True
+        self._changed = set(self._registry.members)
+
+    def _model_row(self, now: float) -> ModelRow:
+        return ModelRow(
+            phase=self.phase,
+            weights=self._aggregator.weights,
+            updates=self._aggregator.updates,
+            best_weights=self._best_weights,
+            best_loss=self._best_loss,
+            best_error=self._best_error,
+            improved=self._improved,
+            rounds=self._validator.rounds,
+            strikes=self._strikes,
+            seconds=None if self._began is None else now - self._began,
+            ended=self._ended,
+        )
+
+    def _session_row(self, name: bytes) -> SessionRow:
+        member = self._registry.members[name]
+        return SessionRow(
+            name=name,
+            min_clients=member.min_clients,
+            updates=member.updates,
+            strikes=self._admission.strikes.get(name, 0),
+            influence=self._validator.totals.get(name, 0.0),
+            spent=self._spent.get(name, b""),
+        )
+
+    def restore(self, model: ModelRow, sessions: list[SessionRow], now: float) -> None:
+        """Go on from what was written, after :meth:`accept` of the same task.
+
+        Nobody counts as active until heard of; tickets in hand are void, spent ones stay spent.
+        """
+        self._aggregator.weights = model.weights
+        self._aggregator.updates = model.updates
+        self._best_weights, self._best_loss = model.best_weights, model.best_loss
+        self._best_error, self._improved = model.best_error, model.improved
+        self._validator.rounds, self._strikes = model.rounds, model.strikes
+        self._ended = model.ended
+        self._began = None if model.seconds is None else now - model.seconds
+        if model.updates:
+            self._error, _ = self._validator.measure(model.weights)
+        for row in sessions:
+            self._registry.members[row.name] = Member(row.min_clients, NEVER, row.updates)
+            if row.strikes:
+                self._admission.strikes[row.name] = row.strikes
+            if row.influence:
+                self._validator.totals[row.name] = row.influence
+            if row.spent:
+                self._spent[row.name] = row.spent
+        if model.phase in ("published", "gone"):
+            self._enter("published", now)
+        elif model.phase != "gathering":
+            self._enter("paused", now)
+        self._changed_model, self._changed = False, set()
+
+
+def secret_of(seed: bytes) -> bytes:
+    """The brokerage's secret, derived from the onion service's seed (32 bytes)."""
+    return hashlib.sha256(b"tormentor brokerage\x00" + seed).digest()

@@ -1,0 +1,318 @@
+"""One model behind its address: the aiohttp shell around a :class:`~broker.brokerage.Brokerage`.
+
+Acknowledged means on disk: the brokerage decides at once, in memory; the answers of all clients
+that wait are let go together, after one transaction that holds everything they rest on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiohttp import WSMsgType, web
+
+from accord.messages import (
+    SMALL_LIMIT,
+    FromClient,
+    Hello,
+    Join,
+    Turn,
+    Wait,
+    decode,
+    encode,
+    push_limit,
+    refused,
+)
+from accord.problems import (
+    INTERNAL,
+    MALFORMED,
+    NOT_FOUND,
+    NOT_PUBLISHED,
+    TOO_LARGE,
+    UNKNOWN_CLIENT,
+    PeerProblem,
+    Problem,
+)
+from broker.brokerage import Brokerage
+from broker.page import status_page
+from broker.store import Store
+
+log = logging.getLogger("tormentor.broker")
+
+TICK: Final = 0.5
+"""Seconds between looks at the clock while nobody says anything."""
+HELLO_SECONDS: Final = 30.0
+HEARTBEAT: Final = 30.0
+"""Seconds between pings, so that a connection that died silently is let go."""
+READ_SECONDS: Final = 120.0
+"""A small request body must be here by then."""
+HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def answer(problem: Problem) -> web.Response:
+    """A refusal as an HTTP answer."""
+    message = refused(problem)
+    travels = message.code == problem.kind.code
+    return web.Response(
+        status=problem.kind.http if travels else INTERNAL.http, body=encode(message))
+
+
+@web.middleware
+async def sentences(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever goes wrong, the other side gets one of the sentences of ``accord.problems``."""
+    try:
+        response = await handler(request)
+    except Problem as problem:
+        response = answer(problem)
+    except web.HTTPException as error:
+        kind = NOT_FOUND if error.status in (404, 405) else MALFORMED
+        response = answer(PeerProblem(kind))
+    except asyncio.CancelledError:
+        raise
+    except (ConnectionError, TimeoutError):
+        response = answer(PeerProblem(MALFORMED))
+    except Exception:
+        # A mistake of ours; what the request held stays out of the log.
+        log.exception("a request failed")
+        response = answer(Problem(INTERNAL))
+    if not response.prepared:
+        response.headers.update(HEADERS)
+        # Which server and version this is, is nobody's business.
+        response.headers["Server"] = "tormentor"
+    return response
+
+
+async def read_body(request: web.Request, limit: int, seconds: float = READ_SECONDS) -> bytes:
+    """A request's body, read no further than its limit and not for ever.
+
+    Raises:
+        PeerProblem: ``TOO_LARGE``, ``MALFORMED``.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            while chunk := await request.content.read(65_536):
+                body += chunk
+                if len(body) > limit:
+                    raise PeerProblem(TOO_LARGE, limit=limit)
+    except TimeoutError:
+        raise PeerProblem(MALFORMED) from None
+    return bytes(body)
+
+
+class ModelApp:
+    """Serves one model.
+
+    Args:
+        brokerage: with its task accepted.
+        store: where its changes go.
+        publish: makes the bytes of the model file, once training has ended.
+
+    Attributes:
+        model: the published file; None before.
+    """
+
+    def __init__(
+        self, brokerage: Brokerage, store: Store, publish: Callable[[], bytes]
+    ) -> None:
+        self.brokerage = brokerage
+        self.model: bytes | None = None
+        self._store = store
+        self._publish = publish
+        self._signed_task = encode(brokerage.signed)
+        self._sockets: dict[web.WebSocketResponse, bytes] = {}
+        self._stirred = brokerage.stirred
+        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wake = asyncio.Event()
+        self._batch: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._now = asyncio.get_running_loop().time
+        self.app = web.Application(middlewares=[sentences])
+        self.app.add_routes([
+            web.get("/", self._page),
+            web.get("/task", self._task),
+            web.get("/status", self._status),
+            web.get("/puzzle", self._puzzle),
+            web.post("/join", self._join),
+            web.get("/train", self._train),
+            web.get("/model", self._model),
+        ])
+        self.app.on_shutdown.append(self._hang_up)
+
+    # -- plain answers -------------------------------------------------------------------------
+
+    async def _page(self, _: web.Request) -> web.Response:
+        page = status_page(self.brokerage.status(self._now()), self.brokerage.task)
+        return web.Response(text=page, content_type="text/html")
+
+    async def _task(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._signed_task)
+
+    async def _status(self, _: web.Request) -> web.Response:
+        return web.Response(body=encode(self.brokerage.status(self._now())))
+
+    async def _puzzle(self, _: web.Request) -> web.Response:
+        return web.Response(body=encode(self.brokerage.puzzle(self._now())))
+
+    async def _join(self, request: web.Request) -> web.Response:
+        join = decode(await read_body(request, SMALL_LIMIT), Join)
+        welcome = self.brokerage.join(join, self._now())
+        self._stir()
+        await self._on_disk()
+        return web.Response(body=encode(welcome))
+
+    async def _model(self, _: web.Request) -> web.Response:
+        if self.model is None:
+            raise PeerProblem(NOT_PUBLISHED)
+        return web.Response(body=self.model)
+
+    # -- the training conversation -------------------------------------------------------------
+
+    async def _train(self, request: web.Request) -> web.StreamResponse:
+        limit = push_limit(self.brokerage.task.dimension)
+        socket = web.WebSocketResponse(
+            compress=False, max_msg_size=limit, heartbeat=HEARTBEAT, autoclose=True)
+        socket.headers["Server"] = "tormentor"
+        await socket.prepare(request)
+        try:
+            hello = decode(await self._read(socket, HELLO_SECONDS), Hello)
+            if not self.brokerage.knows(hello.token):
+                raise PeerProblem(UNKNOWN_CLIENT)
+            await self._take_over(socket, hello.token)
+            await self._converse(socket, hello.token)
+        except Problem as problem:
+            with contextlib.suppress(ConnectionError):
+                await socket.send_bytes(encode(Turn(b"", refused(problem))))
+        except (_HungUp, ConnectionError, TimeoutError):
+            pass
+        finally:
+            self._sockets.pop(socket, None)
+            await socket.close()
+        return socket
+
+    async def _take_over(self, socket: web.WebSocketResponse, token: bytes) -> None:
+        """A session has one connection: an older one, likely dead, is let go."""
+        for other, its in list(self._sockets.items()):
+            if its == token:
+                del self._sockets[other]
+                task = asyncio.ensure_future(other.close())
+                task.add_done_callback(lambda t: t.exception())
+        self._sockets[socket] = token
+
+    async def _converse(self, socket: web.WebSocketResponse, token: bytes) -> None:
+        """Answer each message; answer one that waits again whenever there is more to say."""
+        limit = push_limit(self.brokerage.task.dimension)
+        reading = asyncio.create_task(self._read(socket, None))
+        try:
+            while True:
+                await asyncio.wait([reading])
+                message: FromClient = decode(reading.result(), FromClient, limit)
+                reading = asyncio.create_task(self._read(socket, None))
+                turn, seen = await self._receive(token, message)
+                await socket.send_bytes(encode(turn))
+                while isinstance(turn.next, Wait):
+                    if await self._message_or_news(reading, seen):
+                        break
+                    told = turn
+                    turn, seen = await self._receive(token, message)
+                    if turn != told:
+                        await socket.send_bytes(encode(turn))
+        finally:
+            reading.cancel()
+            # Whatever it ended with, this conversation is over.
+            await asyncio.wait([reading])
+
+    async def _receive(self, token: bytes, message: FromClient) -> tuple[Turn, int]:
+        """The answer, and which news of the model it already knows."""
+        turn = self.brokerage.receive(token, message, self._now())
+        seen = self.brokerage.stirred
+        self._stir()
+        await self._on_disk()
+        return turn, seen
+
+    async def _message_or_news(self, reading: asyncio.Task[bytes], seen: int) -> bool:
+        """Wait for the client's next message, or for news of the model; True for a message."""
+        while not reading.done() and self.brokerage.stirred == seen:
+            waits: list[asyncio.Future[Any]] = [reading, self._news]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        return reading.done()
+
+    async def _read(self, socket: web.WebSocketResponse, seconds: float | None) -> bytes:
+        message = await socket.receive(timeout=seconds)
+        if message.type is WSMsgType.BINARY and isinstance(message.data, bytes):
+            return message.data
+        if message.type is WSMsgType.TEXT:
+            raise PeerProblem(MALFORMED)
+        raise _HungUp
+
+    async def _hang_up(self, _: web.Application) -> None:
+        for socket in list(self._sockets):
+            await socket.close(code=1001)
+
+    # -- what goes on by itself ----------------------------------------------------------------
+
+    def _stir(self) -> None:
+        """Tell those who wait, if there is anything new."""
+        if self._stirred != self.brokerage.stirred:
+            self._stirred = self.brokerage.stirred
+            self._news.set_result(None)
+            self._news = asyncio.get_running_loop().create_future()
+
+    async def _on_disk(self) -> None:
+        """Wait until everything that has changed by now is on the disk.
+
+        Raises:
+            Problem: ``INTERNAL`` when it could not be written; the client sends again.
+        """
+        batch = self._batch
+        self._wake.set()
+        await asyncio.shield(batch)
+
+    async def run(self) -> None:
+        """Write changes and watch the clock, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._commit())
+            group.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            self.brokerage.tick(self._now())
+            self._stir()
+            self._wake.set()
+            if self.brokerage.phase == "published" and self.model is None:
+                with contextlib.suppress(Problem):
+                    await self._on_disk()
+                    self.model = self._publish()
+            await asyncio.sleep(TICK)
+
+    async def _commit(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            batch = self._batch
+            self._batch = asyncio.get_running_loop().create_future()
+            changes = self.brokerage.take_changes(self._now())
+            try:
+                if changes:
+                    await asyncio.to_thread(self._store.write, changes)
+            except Problem as problem:
+                log.error("%s The model's clients wait.", problem.sentence)
+                self.brokerage.lose_changes()
+                batch.set_exception(Problem(INTERNAL))
+                # Nobody may be waiting for this batch, and that is no error.
+                batch.exception()
+                await asyncio.sleep(1.0)
+            else:
+                batch.set_result(None)
+
+
+class _HungUp(Exception):  # noqa: N818 - not an error
+    """The other side has closed the conversation."""

@@ -1,0 +1,93 @@
+"""Who is in, who fell silent, and the min-k rule (paper 5.3, 5.4). Pure.
+
+A client asks that at least k clients be active while it trains. The strictest wish of those who
+are active, and the curator's minimum, is what everybody waits for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from accord.problems import FULL, K_TOO_LARGE, PeerProblem
+from accord.task import Clients
+
+NEVER: Final = float("-inf")
+SESSIONS_PER_PLACE: Final = 20
+"""How many sessions are remembered for each place: clients come and go, and each new session has
+cost an admission puzzle, but memory has an end."""
+
+
+@dataclass(slots=True)
+class Member:
+    """A session.
+
+    Attributes:
+        min_clients: its k.
+        seen: when it was last heard of, seconds of the broker's monotonic clock.
+        updates: how many of its updates were applied.
+    """
+
+    min_clients: int
+    seen: float
+    updates: int = 0
+
+
+class Registry:
+    """All sessions of one model, by name (a digest of the secret token).
+
+    Args:
+        rules: the task's.
+    """
+
+    def __init__(self, rules: Clients) -> None:
+        self._rules = rules
+        self.members: dict[bytes, Member] = {}
+
+    def __contains__(self, name: bytes) -> bool:
+        return name in self.members
+
+    def admit(self, name: bytes, min_clients: int, now: float) -> bool:
+        """Let a client in.
+
+        Returns:
+            Whether it is new; admitting a session again changes nothing but its being alive.
+
+        Raises:
+            PeerProblem: ``K_TOO_LARGE`` when its k could never be met, ``FULL``.
+        """
+        if name in self.members:
+            self.members[name].seen = now
+            return False
+        maximum = self._rules.maximum
+        if min_clients > maximum:
+            raise PeerProblem(K_TOO_LARGE, k=min_clients, maximum=maximum)
+        full = len(self.members) >= maximum * SESSIONS_PER_PLACE
+        if full or len(self.active(now)) >= maximum:
+            raise PeerProblem(FULL, maximum=maximum)
+        self.members[name] = Member(min_clients, now)
+        return True
+
+    def heard(self, name: bytes, now: float) -> None:
+        """A session gave a sign of life."""
+        self.members[name].seen = now
+
+    def leave(self, name: bytes) -> None:
+        """A session goes; it counts again when it is heard again."""
+        self.members[name].seen = NEVER
+
+    def active(self, now: float) -> list[bytes]:
+        """The sessions that were heard of lately enough."""
+        since = now - self._rules.silence
+        return [name for name, member in self.members.items() if member.seen >= since]
+
+    def standing(self, now: float) -> tuple[int, int]:
+        """How many are active, and how many it takes for each active one's k."""
+        since = now - self._rules.silence
+        wishes = [m.min_clients for m in self.members.values() if m.seen >= since]
+        return len(wishes), max(self._rules.minimum, *wishes, 0)
+
+    def enough(self, now: float) -> bool:
+        """Whether work may be handed out and applied."""
+        have, need = self.standing(now)
+        return have >= need

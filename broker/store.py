@@ -1,0 +1,128 @@
+"""SQLite: what must outlive a crash. The state of a model, never a history of anyone's updates.
+
+WAL with ``synchronous=FULL``: when :meth:`Store.write` returns, the rows are on the disk
+(https://www.sqlite.org/pragma.html#pragma_synchronous).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from accord.messages import SignedTask
+from accord.problems import DISK, Problem
+from broker.brokerage import Changes, ModelRow, SessionRow
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS task (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    body BLOB NOT NULL, curator BLOB NOT NULL, signature BLOB NOT NULL,
+    rows BLOB NOT NULL, labels BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS model (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    phase TEXT NOT NULL, weights BLOB NOT NULL, updates INTEGER NOT NULL,
+    best_weights BLOB NOT NULL, best_loss REAL, best_error REAL, improved INTEGER NOT NULL,
+    rounds INTEGER NOT NULL, strikes INTEGER NOT NULL, seconds REAL, ended TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS session (
+    name BLOB PRIMARY KEY,
+    min_clients INTEGER NOT NULL, updates INTEGER NOT NULL, strikes INTEGER NOT NULL,
+    influence REAL NOT NULL, spent BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
+
+class Store:
+    """One model's database. Used by one thread at a time; creating it makes the file (0600).
+
+    Raises:
+        Problem: ``DISK``, from every method.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.touch(mode=0o600)
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+        except (sqlite3.Error, OSError) as error:
+            raise self._problem(error) from None
+
+    def _problem(self, error: Exception) -> Problem:
+        return Problem(DISK, path=self._path, why=str(error))
+
+    def keep_task(self, signed: SignedTask, rows: np.ndarray, labels: np.ndarray) -> None:
+        """Write the task and its validation set, once."""
+        try:
+            self._db.execute(
+                "INSERT INTO task VALUES (1, ?, ?, ?, ?, ?)",
+                (signed.body, signed.curator, signed.signature,
+                 rows.astype("<f4").tobytes(), labels.astype("u1").tobytes()),
+            )  # fmt: skip
+        except sqlite3.Error as error:
+            raise self._problem(error) from None
+
+    def task(self) -> tuple[SignedTask, np.ndarray, np.ndarray] | None:
+        """The task, the validation rows (n, d) and labels (n,); None before it was kept."""
+        try:
+            row = self._db.execute("SELECT * FROM task").fetchone()
+        except sqlite3.Error as error:
+            raise self._problem(error) from None
+        if row is None:
+            return None
+        _, body, curator, signature, cells, labels = row
+        answers = np.frombuffer(labels, dtype="u1").astype(np.float64)
+        rows = np.frombuffer(cells, dtype="<f4").astype(np.float64).reshape(len(answers), -1)
+        return SignedTask(body, curator, signature), rows, answers
+
+    def write(self, changes: Changes) -> None:
+        """Bring changes to the disk, all of them or none."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                if changes.model is not None:
+                    self._write_model(changes.model)
+                self._db.executemany(
+                    "INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?)",
+                    [(s.name, s.min_clients, s.updates, s.strikes, s.influence, s.spent)
+                     for s in changes.sessions],
+                )  # fmt: skip
+                self._db.execute("COMMIT")
+            except sqlite3.Error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise self._problem(error) from None
+
+    def _write_model(self, m: ModelRow) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO model VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (m.phase, m.weights.tobytes(), m.updates, m.best_weights.tobytes(), m.best_loss,
+             m.best_error, m.improved, m.rounds, m.strikes, m.seconds, m.ended),
+        )  # fmt: skip
+
+    def state(self) -> tuple[ModelRow, list[SessionRow]] | None:
+        """What was last written; None before anything was."""
+        try:
+            row = self._db.execute("SELECT * FROM model").fetchone()
+            sessions = self._db.execute("SELECT * FROM session").fetchall()
+        except sqlite3.Error as error:
+            raise self._problem(error) from None
+        if row is None:
+            return None
+        _, phase, weights, updates, best, *rest = row
+        model = ModelRow(
+            phase, np.frombuffer(weights, np.float64), updates, np.frombuffer(best, np.float64),
+            *rest)  # fmt: skip
+        return model, [SessionRow(*s) for s in sessions]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()

@@ -1,0 +1,433 @@
+"""Drives a session over Tor: in at the door, through the training, home with the model.
+
+What is slow runs in threads: puzzles in short stretches, so that they can be stopped; the step,
+which ends in a write to the ledger; the arithmetic of the privacy spent. Every connection has
+circuits of its own, so a bad one is not met twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from random import SystemRandom
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from accord import puzzle
+from accord.circuit import Circuit, Route, WebSocket, fresh_identity
+from accord.files import write_whole
+from accord.messages import (
+    TASK_LIMIT,
+    AdmissionPuzzle,
+    Join,
+    Leave,
+    SignedTask,
+    Status,
+    Turn,
+    Wait,
+    Welcome,
+    decode,
+    encode,
+    turn_limit,
+)
+from accord.model_file import MODEL_LIMIT, Model, read_model
+from accord.problems import (
+    AWAY,
+    ENDED,
+    INTERNAL,
+    NOT_PUBLISHED,
+    NOT_SOLVED,
+    OTHER_TASK,
+    TOO_HARD,
+    UNKNOWN_CLIENT,
+    PeerProblem,
+    Problem,
+)
+from accord.task import task_id
+from client.budget import Ledger, epsilon_total
+from client.noise import Release, generator
+from client.session import (
+    BackOff,
+    Conversation,
+    Outcome,
+    Over,
+    Pace,
+    Session,
+    Step,
+    save_session,
+)
+from client.trainer import Trainer
+
+STRETCH: Final = 1 << 14
+"""Tries of a puzzle between two looks at whether to stop: some ten milliseconds."""
+DOORS: Final = 5
+"""How many admission puzzles are solved before the broker is believed to want none."""
+_TELL: Final = 0.5
+_SHARE: Final = 10  # at most one part in so many of the time goes into counting the privacy spent
+_GOODBYE: Final = 2.0
+_FOREVER: Final = 1e7  # the conversation knows better how long to wait
+
+T = TypeVar("T")
+
+
+class Event(Struct, frozen=True, tag_field="event", tag=str.lower):
+    """Something to tell the person; as JSON, one line of ``solve --json``."""
+
+
+class Solving(Event, frozen=True):
+    """Tried so many of about ``expected`` at ``rate`` a second. ``door``: to be admitted."""
+
+    door: bool
+    tried: int
+    expected: float
+    rate: float
+
+
+class Admitted(Event, frozen=True):
+    """The broker knows us."""
+
+
+class Waiting(Event, frozen=True):
+    """The broker has nothing for us now: a code of :mod:`accord.problems`, and how it stands."""
+
+    why: str
+    have: int
+    need: int
+
+
+class Update(Event, frozen=True):
+    """So many updates were paid for, which comes to this epsilon in all."""
+
+    updates: int
+    epsilon: float
+
+
+class Reconnecting(Event, frozen=True):
+    """The connection is gone; it is tried again in so many seconds."""
+
+    why: str
+    seconds: float
+
+
+class Spent(Event, frozen=True, tag="budget-spent"):
+    """The budget is spent; no more updates are sent."""
+
+
+Told = Callable[[Event], None]
+_now = time.monotonic
+_random = SystemRandom().random
+
+
+async def fetch_task(circuit: Circuit) -> SignedTask:
+    """The signed task at an address, not checked yet."""
+    limit = TASK_LIMIT + 1024
+    return decode(await circuit.get("/task", limit), SignedTask, limit)
+
+
+async def fetch_puzzle(circuit: Circuit, max_difficulty: int) -> AdmissionPuzzle:
+    """The admission puzzle at an address.
+
+    Raises:
+        PeerProblem: ``TOO_HARD``.
+    """
+    door = decode(await circuit.get("/puzzle"), AdmissionPuzzle)
+    if door.difficulty > max_difficulty:
+        raise PeerProblem(TOO_HARD, difficulty=door.difficulty, limit=max_difficulty)
+    return door
+
+
+class Agent:
+    """One person's part in one training.
+
+    Args:
+        way: how the onion is reached.
+        path: the session file, kept up to date.
+        session: its content.
+        trainer: makes the steps.
+        ledger: what they are written into.
+        can_pay: whether the budget allows one more.
+        tell: called with each event, in the event loop.
+        wait: when the budget is spent, wait for the model all the same.
+        pace: how long things take.
+    """
+
+    def __init__(
+        self, way: Route, path: Path, session: Session, trainer: Trainer, ledger: Ledger,
+        can_pay: Callable[[], bool], tell: Told, *, wait: bool = True, pace: Pace | None = None,
+    ) -> None:  # fmt: skip
+        self.session = session
+        self._way = way
+        self._path = path
+        self._trainer = trainer
+        self._ledger = ledger
+        self._can_pay = can_pay
+        self._tell = tell
+        self._wait = wait
+        self._pace = pace or Pace()
+        self._dimension = trainer.task.dimension
+        self._task = task_id(session.task)
+        self._work: asyncio.Task[tuple[bytes, np.ndarray]] | None = None
+        self._step: asyncio.Task[np.ndarray] | None = None
+        self._news = asyncio.Event()
+        self._counts: dict[Release, int] = {}
+        self._updates = 0
+
+    async def run(self) -> Outcome:
+        """Take part until the model is saved, or the budget spent if nobody waits for it.
+
+        Raises:
+            Problem: whatever ends it before.
+        """
+        meter = asyncio.create_task(self._meter())
+        try:
+            begin = self.session.outcome is None
+            if begin and not (self._can_pay() and await self._take_part()):
+                await self._keep(outcome="budget-spent")
+                self._tell(Spent())
+            if self.session.outcome == "budget-spent":
+                if not self._wait:
+                    return "budget-spent"
+                await self._until_published()
+            await self._collect()
+            await self._keep(outcome="published")
+            return "published"
+        finally:
+            meter.cancel()
+            await asyncio.gather(meter, return_exceptions=True)
+
+    async def _keep(self, **changes: object) -> None:
+        self.session = replace(self.session, **changes)
+        await asyncio.to_thread(save_session, self._path, self.session)
+
+    # -- requests ------------------------------------------------------------------------------
+
+    async def _ask(self, ask: Callable[[Circuit], Awaitable[T]], *more: object) -> T:
+        """Ask until there is an answer, on a new circuit each time.
+
+        Args:
+            ask: raises ``AWAY`` while there is none.
+            more: other kinds of problems that mean the same.
+
+        Raises:
+            Problem: ``LOST``, or any other than those.
+        """
+        back_off = BackOff(self.session.onion, self._pace)
+        while True:
+            try:
+                async with Circuit(self._way, self.session.onion, fresh_identity()) as circuit:
+                    return await ask(circuit)
+            except Problem as problem:
+                if problem.kind not in (AWAY, INTERNAL, *more):
+                    raise
+                pause = back_off.again(_now(), _random())
+                self._tell(Reconnecting(_why(problem), pause))
+            await asyncio.sleep(pause)
+
+    async def _take_part(self) -> bool:
+        """In at the door and train; True when training has ended, False when out of budget."""
+        if self.session.token is None:
+            await self._enter()
+        try:
+            return await self._train()
+        except Problem as problem:
+            if problem.kind is UNKNOWN_CLIENT:
+                # That name is good for nothing any more: the same command starts at the door.
+                await self._keep(puzzle=None, solution=None, token=None)
+            raise
+        finally:
+            await self._put_down()
+
+    async def _enter(self) -> None:
+        refusal = Problem(NOT_SOLVED)
+        for _ in range(DOORS):
+            door = self.session.puzzle
+            if door is None:
+                door = await self._ask(
+                    lambda c: fetch_puzzle(c, self.session.max_difficulty))
+                await self._keep(puzzle=door, solution=None)
+            if door.difficulty > self.session.max_difficulty:
+                raise PeerProblem(
+                    TOO_HARD, difficulty=door.difficulty, limit=self.session.max_difficulty)
+            solution = self.session.solution
+            if solution is None:
+                solution = await self._search(door.lock, door.difficulty, door=True)
+                # Kept before it is sent: the same Join gets the same Welcome, so that no
+                # interruption costs the place.
+                await self._keep(solution=solution)
+            join = encode(Join(door.lock, solution, self.session.min_clients))
+            try:
+                raw = await self._ask(lambda c, join=join: c.post("/join", join))  # type: ignore[misc]
+            except Problem as problem:
+                if problem.kind is not NOT_SOLVED:
+                    raise
+                refusal = problem
+                await self._keep(puzzle=None, solution=None)
+                continue
+            await self._keep(token=decode(raw, Welcome).token)
+            self._tell(Admitted())
+            return
+        raise refusal
+
+    async def _until_published(self) -> None:
+        shown: Waiting | None = None
+        while True:
+            status = decode(await self._ask(lambda c: c.get("/status")), Status)
+            if status.task != self._task:
+                raise PeerProblem(OTHER_TASK, address=self.session.onion)
+            if status.phase == "published":
+                return
+            if status.phase == "gone":
+                raise Problem(AWAY, address=self.session.onion, why="the model is withdrawn")
+            told = Waiting(NOT_PUBLISHED.code, status.updates, status.max_updates)
+            if told != shown:
+                self._tell(told)
+                shown = told
+            await asyncio.sleep(self._pace.poll * (0.75 + 0.5 * _random()))
+
+    async def _collect(self) -> None:
+        """Fetch the model, check it, save it."""
+        output = Path(self.session.output)
+
+        def check_and_save(raw: bytes) -> Model:
+            model = read_model(raw, str(output), self.session.onion)
+            if task_id(model.signed) != self._task:
+                raise PeerProblem(OTHER_TASK, address=self.session.onion)
+            write_whole(output, raw)
+            return model
+
+        raw = await self._ask(lambda c: c.get("/model", MODEL_LIMIT), NOT_PUBLISHED)
+        await asyncio.to_thread(check_and_save, raw)
+
+    # -- training ------------------------------------------------------------------------------
+
+    async def _train(self) -> bool:
+        session = self.session
+        assert session.token is not None
+        talk = Conversation(session.onion, session.token, self._dimension,
+                            session.max_difficulty, self._can_pay, self._pace)  # fmt: skip
+        while True:
+            try:
+                async with Circuit(self._way, session.onion, fresh_identity()) as circuit:
+                    socket = await circuit.websocket("/train", turn_limit(self._dimension))
+                    try:
+                        return await self._converse(talk, socket)
+                    finally:
+                        await socket.close()
+            except Problem as problem:
+                if problem.kind is ENDED:
+                    return True
+                if problem.kind not in (AWAY, INTERNAL):
+                    raise
+                pause = talk.lost(_now(), _random())
+                self._tell(Reconnecting(_why(problem), pause))
+            # Meanwhile the step that was begun goes on.
+            await asyncio.sleep(pause)
+
+    async def _converse(self, talk: Conversation, socket: WebSocket) -> bool:
+        """Over one connection; True when training has ended, False when out of budget."""
+        await socket.send(encode(talk.connected(_now())))
+        reading = asyncio.create_task(socket.receive(_FOREVER))
+        shown: Waiting | None = None
+        try:
+            while True:
+                if message := talk.sending(_now()):
+                    await socket.send(encode(message))
+                what: set[asyncio.Task[Any]] = {reading}
+                if self._work is not None:
+                    what.add(self._work)
+                await asyncio.wait(what, timeout=min(talk.wake(_now()), _FOREVER),
+                                   return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
+                if self._work is not None and self._work.done():
+                    made, self._work = self._work, None
+                    solution, delta = made.result()
+                    talk.answer(solution, delta, _now())
+                if not reading.done():
+                    continue
+                raw, reading = reading.result(), asyncio.create_task(socket.receive(_FOREVER))
+                before = talk.updates
+                todo = talk.receive(decode(raw, Turn, turn_limit(self._dimension)), _now())
+                if talk.updates > before:
+                    # No step is being made now, so nobody else is at the ledger.
+                    self._counts = self._ledger.counts()
+                    self._updates = self._ledger.count(self._task)
+                    self._news.set()
+                if isinstance(todo, Step):
+                    shown = None
+                    self._work = asyncio.create_task(self._compute(todo))
+                elif isinstance(todo, Wait):
+                    told = Waiting(todo.why, todo.have, todo.need)
+                    if told != shown:
+                        self._tell(told)
+                        shown = told
+                elif isinstance(todo, Over):
+                    if todo.why == "budget-spent":
+                        await _say_goodbye(socket)
+                    return todo.why == "ended"
+        except asyncio.CancelledError:
+            # Whoever stops should not be counted for the others' k.
+            await _say_goodbye(socket)
+            raise
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _compute(self, step: Step) -> tuple[bytes, np.ndarray]:
+        """A ticket's puzzle and its step, at the same time."""
+        solving = asyncio.create_task(self._search(step.lock, step.difficulty, door=False))
+        try:
+            self._step = asyncio.create_task(
+                asyncio.to_thread(self._trainer.step, step.weights, generator()))
+            # A thread cannot be stopped: whoever stops us waits for it in _put_down.
+            delta = await asyncio.shield(self._step)
+            return await solving, delta
+        finally:
+            solving.cancel()
+
+    async def _put_down(self) -> None:
+        """Leave no thread behind that could still write into the ledger."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+            self._work = None
+        if self._step is not None:
+            await asyncio.gather(self._step, return_exceptions=True)
+
+    async def _search(self, lock: bytes, difficulty: int, *, door: bool) -> bytes:
+        began = said = _now()
+        expected = puzzle.expected_hashes(difficulty)
+        tried = 0
+        while True:
+            found = await asyncio.to_thread(puzzle.search, lock, difficulty, tried, STRETCH)
+            if found is not None:
+                return found
+            tried += STRETCH
+            now = _now()
+            if now - said >= _TELL:
+                said = now
+                self._tell(Solving(door, tried, expected, tried / (now - began)))
+
+    async def _meter(self) -> None:
+        """Tell what the updates have cost: not each, as the arithmetic takes its time."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            updates, counts, began = self._updates, self._counts, _now()
+            total = await asyncio.to_thread(epsilon_total, counts, self.session.delta)
+            self._tell(Update(updates, total))
+            await asyncio.sleep(max(_TELL, _SHARE * (_now() - began)))
+
+
+async def _say_goodbye(socket: WebSocket) -> None:
+    with contextlib.suppress(Problem, TimeoutError):
+        async with asyncio.timeout(_GOODBYE):
+            await socket.send(encode(Leave()))
+
+
+def _why(problem: Problem) -> str:
+    return str(problem.details.get("why") or problem.kind.code)

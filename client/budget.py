@@ -1,0 +1,496 @@
+"""The privacy ledger: spend durably BEFORE sending, and know what it all comes to.
+
+**What it comes to.** A release is epsilon'-differentially private for the data set
+(:attr:`client.noise.Release.amplified`), and :func:`epsilon_total` composes any number of them
+into one (epsilon, delta) through the privacy loss distributions of ``dp_accounting``. It is an
+upper bound, and never more than the plain sum of the epsilon'.
+
+**Where it is written.** One :class:`Ledger` file per data set, lines of text::
+
+    5ea1d0c3 ledger 1 <fingerprint of the data set>
+    9b1f02aa kind 1 {"task":"...","release":{"epsilon":1.0,"batch":10,...}}
+    77ce9d10 spend 1 1
+    2f0a4b3e spend 1 2
+
+A *spend* names its kind and counts the releases of that task. The leading checksum is the CRC-32
+of all that was written so far, so a line that is changed, moved, doubled or missing shows. It is
+against accidents: whoever may write the file can forge it, but is the one whom it protects.
+
+**Why a torn tail may be cut off.** A spend is on disk before :meth:`Ledger.spend` returns, and
+the update is sent after that. So a last line without its line feed belongs to a call that never
+returned (the power went, the process was killed): nothing was sent, nothing is owed. If that line
+is whole but for the line feed it counts all the same. A line that does end and does not fit its
+checksum is damage: then nobody knows what was spent, and the ledger refuses to open. What it
+cannot see is a file put back as it was earlier, or cut short exactly between two lines.
+
+Known limit: the composition theorem takes the kinds and counts as fixed beforehand. Within a task
+they are. Choosing the next task's epsilon by looking at what an earlier one published is not
+covered (see Rogers, Roth, Ullman and Vadhan, "Privacy odometers and filters", NIPS 2016).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from accord.problems import BAD_LEDGER, BUDGET_SMALL, BUDGET_SPENT, DISK, LOCKED, Problem
+from client.noise import Release
+
+MAX_RELEASES: Final = 10_000_000
+"""Most releases composed; past it the plain sum counts. One a second for four months."""
+
+FFT_ERROR: Final = 1e-11
+"""Taken off delta, so that the Fourier transform's rounding cannot make a total too small.
+
+Against exact binomial sums, for up to ``MAX_RELEASES`` releases, the delta that comes out of the
+transforms is wrong by less than half of this. (Taken as it is, it *is* too small: for a million
+releases at delta = 1e-9 by up to 3e-4 of epsilon, in one transform.)"""
+
+_POINTS: Final = 1 << 17  # lattice points that a mixed composition may take: a few hundredths of s
+_TAIL: Final = 1e-17  # mass cut off at each transform; the library counts it as infinite loss
+_LARGE_EPSILON: Final = 500.0  # beyond, exp() overflows in the library and the sum is as good
+
+_LINE: Final = re.compile(rb"([0-9a-f]{8}) (ledger|kind|spend) (\d+) ?(.*)", re.DOTALL)
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{8,128}")
+
+
+def epsilon_total(counts: Mapping[Release, int], delta: float) -> float:
+    """The epsilon, at ``delta``, of releasing each kind that many times; an upper bound.
+
+    Grows with every count. For a single kind it is the optimal composition of Kairouz, Oh and
+    Viswanath ("The composition theorem for differential privacy", ICML 2015) to about 1e-4. For
+    several kinds each epsilon' is first rounded up to a common lattice, which adds up to 1 % for
+    ten thousand releases of similar size, and more for more of them.
+
+    Args:
+        counts: how many releases of each kind; zero is allowed.
+        delta: between 0 and 0.5, both excluded. Under 2e-11 the plain sum counts.
+
+    Raises:
+        ValueError: a negative count, or delta out of its range.
+    """
+    if not 0 < delta < 0.5:
+        raise ValueError(f"delta {delta} is not between 0 and 0.5")
+    if any(count < 0 for count in counts.values()):
+        raise ValueError("a negative number of releases")
+    # What tells two kinds apart for this purpose is their epsilon' alone.
+    merged: Counter[float] = Counter()
+    for release, count in counts.items():
+        merged[release.amplified] += count
+    return _total(tuple(sorted((e, count) for e, count in merged.items() if count)), delta)
+
+
+def affordable(
+    release: Release, budget: float, delta: float, already: Mapping[Release, int] | None = None
+) -> int:
+    """The largest number of further releases after which the total is still within the budget.
+
+    Found by bisection on :func:`epsilon_total`, so ``total(T) <= budget < total(T + 1)``; at most
+    what makes :data:`MAX_RELEASES` in all.
+
+    Args:
+        release: the kind to be released.
+        budget: the epsilon not to be exceeded.
+        delta: as for :func:`epsilon_total`.
+        already: what was released before from the same data set.
+
+    Raises:
+        Problem: ``BUDGET_SMALL``, not even one.
+        ValueError: as :func:`epsilon_total`.
+    """
+    before = dict(already or {})
+    most = MAX_RELEASES - sum(before.values())
+
+    def fits(more: int) -> bool:
+        counts = {**before, release: before.get(release, 0) + more}
+        return more <= most and epsilon_total(counts, delta) <= budget
+
+    if not fits(1):
+        first = epsilon_total({release: 1}, delta)
+        left = max(0.0, budget - epsilon_total(before, delta))
+        raise Problem(BUDGET_SMALL, first=first, left=left)
+    enough, beyond = 1, 2
+    while fits(beyond):
+        enough, beyond = beyond, 2 * beyond
+    while beyond - enough > 1:
+        middle = (enough + beyond) // 2
+        if fits(middle):
+            enough = middle
+        else:
+            beyond = middle
+    return enough
+
+
+@lru_cache(maxsize=1024)
+def _total(counts: tuple[tuple[float, int], ...], delta: float) -> float:
+    """:func:`epsilon_total` of (epsilon', count) pairs in ascending order, counts positive."""
+    plain = math.fsum(epsilon * count for epsilon, count in counts)
+    releases = sum(count for _, count in counts)
+    if not counts or delta < 2 * FFT_ERROR:
+        return plain
+    if releases > MAX_RELEASES or counts[-1][0] > _LARGE_EPSILON:
+        return plain
+    # Imported here: it brings scipy.stats with it, two thirds of a second, which a command that
+    # only reads a ledger's counts, or prints its help, need not wait for.
+    from dp_accounting.pld import common, privacy_loss_distribution
+
+    interval = _interval(counts, plain)
+    whole: Any = None
+    # The library's Chernoff bounds overflow at some orders, and it passes over those.
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        for epsilon, count in counts:
+            # Rounding epsilon' up to the lattice costs its relative error once. Rounding the two
+            # losses up, which the library would do, costs the absolute error at every release.
+            rounded = math.ceil(epsilon / interval) * interval
+            one = privacy_loss_distribution.from_privacy_parameters(
+                common.DifferentialPrivacyParameters(rounded), interval
+            )
+            part = _power(one, count)
+            whole = part if whole is None else whole.compose(part, _TAIL)
+        return _solve(whole, delta - FFT_ERROR, plain)
+
+
+def _interval(counts: tuple[tuple[float, int], ...], plain: float) -> float:
+    """Spacing of the lattice of losses."""
+    if len(counts) == 1:
+        return counts[0][0]  # puts both losses, epsilon' and -epsilon', exactly on it
+    # The sum of the losses stays within 9 standard deviations but for 1e-17 (Hoeffding). Powers
+    # of two make every lattice a part of the next finer one, and more releases never make it
+    # finer; hence more releases never make the total smaller.
+    reach = min(plain, 9 * math.sqrt(math.fsum(count * e * e for e, count in counts)))
+    return 2.0 ** math.ceil(math.log2(2 * reach / _POINTS))
+
+
+def _power(one: Any, times: int) -> Any:
+    """The privacy loss distribution ``one``, composed ``times`` times.
+
+    In two strides of about the square root: the library bounds the tails by a Chernoff bound at
+    a few fixed orders, which are far too small for a thousand repetitions and more, so that one
+    stride would be slow, and its rounding error ten to a hundred times larger.
+    """
+    stride = math.isqrt(times)
+    power = one.self_compose(stride, _TAIL).self_compose(times // stride, _TAIL)
+    rest = times % stride
+    return power.compose(one.self_compose(rest, _TAIL), _TAIL) if rest else power
+
+
+def _solve(whole: Any, delta: float, plain: float) -> float:
+    """The smallest epsilon up to ``plain`` at which ``whole`` has at most that delta.
+
+    By bisection, to a part in 10^13 of the plain sum. The library's own ``get_epsilon_for_delta``
+    takes exp(-loss), which is 0 from 745 on; there it rounds up to the next loss that occurs, and
+    a release more can then seem to cost less.
+    """
+    if whole.get_delta_for_epsilon(0.0) <= delta:
+        return 0.0
+    low, high = 0.0, plain  # the plain sum needs no delta at all
+    for _ in range(44):
+        middle = (low + high) / 2
+        if whole.get_delta_for_epsilon(middle) <= delta:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+class _Kind(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a spend in the file refers to by its number."""
+
+    task: str
+    release: Release
+
+
+class Ledger:
+    """The file that says what was released from one data set; append-only, for one process.
+
+    Not for two threads at once. Close it when done, or use it in a ``with``.
+
+    Args:
+        directory: where ledgers are kept; made, for its owner only, if it is not there.
+        fingerprint: the data set's, in lower-case hexadecimal. No row is ever in the file.
+
+    Raises:
+        Problem: ``LOCKED``, another process has it open; ``BAD_LEDGER``, it is damaged; ``DISK``,
+            it cannot be read or made.
+        ValueError: the fingerprint is not hexadecimal.
+    """
+
+    def __init__(self, directory: Path, fingerprint: str) -> None:
+        if not _FINGERPRINT.fullmatch(fingerprint):
+            raise ValueError(f"{fingerprint!r} is not a fingerprint")
+        self.path: Final = directory / f"{fingerprint}.ledger"
+        self._fingerprint: Final = fingerprint
+        self._kinds: dict[_Kind, int] = {}
+        self._spent: Counter[_Kind] = Counter()
+        self._tasks: Counter[str] = Counter()
+        self._checksum = 0
+        self._size = 0
+        self._fd = -1
+        self._usable = True
+        try:
+            self._open(directory)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise self._disk(error) from error
+            raise
+
+    def spend(self, task_id: str, release: Release) -> int:
+        """Write one release down; when this returns it is on disk, and the update may be sent.
+
+        Returns:
+            The number of this release among those of the task, from 1.
+
+        Raises:
+            Problem: ``DISK``, it could not be written; nothing was counted, do not send.
+            ValueError: the ledger is closed.
+        """
+        if self._fd < 0:
+            raise ValueError("the ledger is closed")
+        kind = _Kind(task_id, release)
+        index = self._tasks[task_id] + 1
+        number = self._kinds.get(kind, len(self._kinds) + 1)
+        payloads = [b"spend %d %d" % (number, index)]
+        if kind not in self._kinds:
+            payloads.insert(0, b"kind %d %s" % (number, msgspec.json.encode(kind)))
+        with self._all_or_nothing():
+            self._append(payloads)
+            self._kinds[kind] = number
+            self._count(kind)
+        return index
+
+    def count(self, task_id: str) -> int:
+        """How many releases there were for a task."""
+        return self._tasks[task_id]
+
+    def counts(self, task_id: str | None = None) -> dict[Release, int]:
+        """How many releases there were of each kind, for one task or for all together.
+
+        What was released for different tasks is about the same rows, and adds up.
+        """
+        counts: Counter[Release] = Counter()
+        for kind, count in self._spent.items():
+            if task_id in (None, kind.task):
+                counts[kind.release] += count
+        return dict(counts)
+
+    def total(self, delta: float, task_id: str | None = None) -> float:
+        """:func:`epsilon_total` of :meth:`counts`."""
+        return epsilon_total(self.counts(task_id), delta)
+
+    def close(self) -> None:
+        """Let another process have the file. Closing twice is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self, directory: Path) -> None:
+        made = [path for path in (directory, *directory.parents) if not path.exists()]
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(self.path, flags, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Problem(LOCKED, path=self.path) from None
+        os.fchmod(self._fd, 0o600)
+        with open(self._fd, "rb", closefd=False) as file:
+            self._replay(file.read())
+        if self._size == 0:
+            with self._all_or_nothing():
+                self._append([b"ledger 1 %s" % self._fingerprint.encode()])
+        # Every time, as whoever made the file may have been killed before it came to this.
+        for synced in (directory, *(path.parent for path in made)):
+            _sync_directory(synced)
+
+    def _replay(self, content: bytes) -> None:
+        """Take in the whole file; cut a torn tail off."""
+        lines = content.split(b"\n")
+        tail = lines.pop()
+        for number, line in enumerate(lines, 1):
+            if not self._take(line):
+                raise Problem(BAD_LEDGER, path=self.path, line=number)
+        if tail and self._take(tail):
+            # Whole but for its line feed: it may have been all that was lost, so it counts.
+            os.write(self._fd, b"\n")
+            os.fdatasync(self._fd)
+        elif tail:
+            os.ftruncate(self._fd, self._size)
+            os.fdatasync(self._fd)
+
+    def _take(self, line: bytes) -> bool:
+        """Take in one line, without its line feed; False if it is not what belongs here."""
+        match = _LINE.fullmatch(line)
+        if match is None:
+            return False
+        checksum, word, number, rest = int(match[1], 16), match[2], int(match[3]), match[4]
+        if checksum != zlib.crc32(line[9:], self._checksum):
+            return False
+        if (word == b"ledger") != (self._size == 0):
+            return False
+        if word == b"ledger":
+            if number != 1 or rest != self._fingerprint.encode():
+                return False
+        elif word == b"kind":
+            try:
+                kind = msgspec.json.decode(rest, type=_Kind)
+            except msgspec.MsgspecError:
+                return False
+            if number != len(self._kinds) + 1 or kind in self._kinds:
+                return False
+            self._kinds[kind] = number
+        else:
+            if not 1 <= number <= len(self._kinds):
+                return False
+            kind = list(self._kinds)[number - 1]
+            if rest != b"%d" % (self._tasks[kind.task] + 1):
+                return False
+            self._count(kind)
+        self._checksum = checksum
+        self._size += len(line) + 1
+        return True
+
+    def _count(self, kind: _Kind) -> None:
+        self._spent[kind] += 1
+        self._tasks[kind.task] += 1
+
+    def _append(self, payloads: list[bytes]) -> None:
+        """Write lines in one go, have them on disk, and only then remember that they are there."""
+        checksum, record = self._checksum, b""
+        for payload in payloads:
+            checksum = zlib.crc32(payload, checksum)
+            record += b"%08x %s\n" % (checksum, payload)
+        rest = record
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+        os.fdatasync(self._fd)
+        self._checksum = checksum
+        self._size += len(record)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Around a write. One that fails is taken back; if that fails too, no other is tried.
+
+        Nor is one after an interruption (Ctrl-C) that left file and memory apart: opening the
+        file again brings them together.
+        """
+        if not self._usable:
+            raise self._disk(OSError("an earlier write was cut short; open the ledger again"))
+        self._usable = False
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+                os.fdatasync(self._fd)
+                self._usable = True
+            raise self._disk(error) from error
+        self._usable = True
+
+    def _disk(self, error: OSError) -> Problem:
+        return Problem(DISK, path=self.path, why=error.strerror or str(error))
+
+
+def _sync_directory(directory: Path) -> None:
+    """Have a directory's entries on disk: a synced file that has no name is lost all the same."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Budget:
+    """What one task may still release from a data set: a ledger, a kind, and a limit.
+
+    The limit is on the data set, whatever the tasks: what others released from it counts too.
+
+    Args:
+        ledger: of the data set; kept open by the caller.
+        task_id: the task that the releases are for.
+        release: their kind.
+        epsilon: the total not to be exceeded.
+        delta: as for :func:`epsilon_total`.
+
+    Raises:
+        Problem: ``BUDGET_SMALL``, not even one release is affordable and this task has made none.
+        ValueError: as :func:`epsilon_total`.
+    """
+
+    def __init__(
+        self, ledger: Ledger, task_id: str, release: Release, epsilon: float, delta: float
+    ) -> None:
+        self.epsilon: Final = epsilon
+        self.delta: Final = delta
+        self._ledger: Final = ledger
+        self._task: Final = task_id
+        self._release: Final = release
+        self._seen: dict[Release, int] | None = None
+        self._remaining = 0
+        self._plan(first=ledger.count(task_id) == 0)
+
+    @property
+    def remaining(self) -> int:
+        """How many more releases the budget allows."""
+        if self._ledger.counts() != self._seen:  # another task spent from the same data set
+            self._plan(first=False)
+        return self._remaining
+
+    def spend(self) -> int:
+        """Pay for one release; when this returns it is on disk, and the update may be sent.
+
+        Returns:
+            The number of this release among those of the task, from 1.
+
+        Raises:
+            Problem: ``BUDGET_SPENT``, one more would exceed the budget; ``DISK``, it could not be
+                written. In both cases nothing was counted: do not send.
+        """
+        remaining = self.remaining
+        if remaining < 1:
+            raise Problem(BUDGET_SPENT, spent=self.spent(), budget=self.epsilon, delta=self.delta)
+        index = self._ledger.spend(self._task, self._release)
+        self._seen, self._remaining = self._ledger.counts(), remaining - 1
+        return index
+
+    def spent(self) -> float:
+        """The data set's total so far, as epsilon at :attr:`delta`.
+
+        A few milliseconds for one kind of release, some hundredths of a second for several; asked
+        again it is remembered.
+        """
+        return self._ledger.total(self.delta)
+
+    def _plan(self, *, first: bool) -> None:
+        self._seen = self._ledger.counts()
+        try:
+            self._remaining = affordable(self._release, self.epsilon, self.delta, self._seen)
+        except Problem:
+            if first:
+                raise
+            self._remaining = 0

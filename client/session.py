@@ -1,0 +1,403 @@
+"""The conversation of a client with a broker, and the file that it goes on from. Pure.
+
+No sockets, no clock, no randomness: :class:`Conversation` is told what came and what time it is,
+and says what to send and until when to wait. The wire itself is :mod:`accord.messages`.
+
+What it owes the broker is at any time one thing: nothing while a ticket is being worked on; else
+the :class:`Push` that is not acknowledged; else a :class:`Pull`. It is sent when due, and again
+after the broker's ``Wait.seconds``, and again on each new connection.
+
+A ticket is refused *before* anything is spent on it when its puzzle is harder than the person
+allows or its weights are not numbers; after that nothing is sent any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+
+from accord.files import write_whole
+from accord.messages import (
+    AdmissionPuzzle,
+    End,
+    Hello,
+    Pull,
+    Push,
+    Refused,
+    SignedTask,
+    Solution,
+    Token,
+    Turn,
+    Wait,
+    Work,
+    vector_from_wire,
+    vector_to_wire,
+)
+from accord.problems import (
+    AWAY,
+    BAD_SESSION,
+    BAD_WEIGHTS,
+    DESK_FULL,
+    DISK,
+    ENDED,
+    FULL,
+    INTERNAL,
+    KINDS,
+    LOCKED,
+    LOST,
+    MALFORMED,
+    NO_SESSION,
+    NOT_PUBLISHED,
+    NOT_SOLVED,
+    ROUND_OPEN,
+    STALE_TICKET,
+    TOO_FEW_CLIENTS,
+    TOO_HARD,
+    TRAVELS,
+    PeerProblem,
+    Problem,
+)
+
+SESSION_LIMIT: Final = 8 << 20
+MOST_REFUSALS: Final = 10
+"""After so many refusals with no update acknowledged between them we stop: each stale ticket has
+cost a release, and a broker that takes none should not have more."""
+
+Outcome = Literal["budget-spent", "published"]
+
+
+class Session(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What ``join`` writes down and ``solve`` goes on from; a secret (0600) for its token.
+
+    Attributes:
+        onion: the model's address.
+        task: as the curator signed it.
+        data: path of the data file; fingerprint: of its bytes when it was joined with.
+        epsilon, batch: of one release. min_clients: k. budget, delta: what may be spent in all.
+        max_difficulty: hardest puzzle that the person allows.
+        ledger: directory of the privacy ledgers.
+        output: where the model goes.
+        puzzle, solution: of the door. token: what the broker knows this client by.
+        outcome: "budget-spent" when no more updates may be sent, "published" when the model is
+            saved, None before.
+    """
+
+    version: Literal[1] = 1
+    onion: str
+    task: SignedTask
+    data: str
+    fingerprint: str
+    epsilon: float
+    batch: Annotated[int, Meta(ge=1)]
+    min_clients: Annotated[int, Meta(ge=1)]
+    budget: float
+    delta: float
+    max_difficulty: int
+    ledger: str
+    output: str
+    puzzle: AdmissionPuzzle | None = None
+    solution: Solution | None = None
+    token: Token | None = None
+    outcome: Outcome | None = None
+
+    def __repr__(self) -> str:
+        # Whatever prints this by mistake must not print the token.
+        return f"Session({self.onion})"
+
+
+def load_session(path: Path) -> Session:
+    """Read a session file.
+
+    Raises:
+        Problem: ``NO_SESSION``, ``BAD_SESSION``.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(SESSION_LIMIT + 1)
+        if len(raw) > SESSION_LIMIT:
+            raise Problem(BAD_SESSION, path=path, why="it is too large")
+        return msgspec.json.decode(raw, type=Session)
+    except FileNotFoundError:
+        raise Problem(NO_SESSION, where=f"at {path}") from None
+    except OSError as error:
+        raise Problem(BAD_SESSION, path=path, why=(error.strerror or "").lower()) from None
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        raise Problem(BAD_SESSION, path=path, why="its content is not one") from None
+
+
+def save_session(path: Path, session: Session) -> None:
+    """Write a session file, whole, for its owner only.
+
+    Raises:
+        Problem: ``DISK``.
+    """
+    write_whole(path, msgspec.json.format(msgspec.json.encode(session)) + b"\n", 0o600)
+
+
+@contextlib.contextmanager
+def hold_session(path: Path) -> Iterator[None]:
+    """Keep every other process from this session; a killed one's hold ends by itself.
+
+    Raises:
+        Problem: ``LOCKED``, ``DISK``.
+    """
+    # Beside the file, because the file itself is replaced at each writing.
+    beside = path.with_name(f".{path.name}.lock")
+    try:
+        lock = beside.open("a")
+    except OSError as error:
+        raise Problem(DISK, path=beside, why=(error.strerror or "").lower()) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Problem(LOCKED, path=path) from None
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long things take, in seconds.
+
+    Attributes:
+        first: before the first new attempt; each further one waits twice as long,
+        longest: but never longer than this.
+        answer: a broker that has not answered by then is asked again; after twice that the
+            connection counts as lost.
+        patience: without any answer for so long, we give up.
+        poll: between looks at a training that goes on without us.
+    """
+
+    first: float = 1.0
+    longest: float = 30.0
+    answer: float = 60.0
+    patience: float = 900.0
+    poll: float = 30.0
+
+
+class BackOff:
+    """When to try again, and when to give up."""
+
+    def __init__(self, onion: str, pace: Pace) -> None:
+        self._onion = onion
+        self._pace = pace
+        self.answered()
+
+    def answered(self) -> None:
+        """The other side is there."""
+        self._since: float | None = None
+        self._tries = 0
+
+    def again(self, now: float, random: float) -> float:
+        """Seconds to wait before the next attempt.
+
+        Args:
+            now: of a monotonic clock.
+            random: from 0 to 1, so that many clients do not all come back at once.
+
+        Raises:
+            Problem: ``LOST``, it has been too long.
+        """
+        if self._since is None:
+            self._since = now
+        if now - self._since >= self._pace.patience:
+            raise Problem(LOST, address=self._onion, seconds=f"{self._pace.patience:g}")
+        wait = min(self._pace.longest, self._pace.first * 2.0 ** min(self._tries, 30))
+        self._tries += 1
+        left = self._pace.patience - (now - self._since)
+        return min(wait * (0.5 + random), left)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A ticket that was found good: make a step from these weights, solve this puzzle."""
+
+    weights: np.ndarray
+    lock: bytes
+    difficulty: int
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """Nothing more is to be sent: the model is published, or the budget is spent."""
+
+    why: Literal["ended", "budget-spent"]
+
+
+class Conversation:
+    """A client's side of ``/train``, over as many connections as it takes.
+
+    Args:
+        onion: for the sentences of problems.
+        token: of the session.
+        dimension: length of the weights.
+        max_difficulty: hardest puzzle allowed.
+        can_pay: whether the budget allows one more release.
+        pace: how long things take.
+
+    Attributes:
+        updates: how many were acknowledged.
+    """
+
+    def __init__(
+        self, onion: str, token: bytes, dimension: int, max_difficulty: int,
+        can_pay: Callable[[], bool], pace: Pace,
+    ) -> None:  # fmt: skip
+        self.updates = 0
+        self._onion = onion
+        self._token = token
+        self._dimension = dimension
+        self._max_difficulty = max_difficulty
+        self._can_pay = can_pay
+        self._pace = pace
+        self._back_off = BackOff(onion, pace)
+        self._ticket: bytes | None = None
+        self._pending: Push | None = None
+        self._due = 0.0
+        self._asked: float | None = None
+        self._refusals = 0
+        self._over = False
+
+    def connected(self, now: float) -> Hello:
+        """A connection is there: what is said first. :meth:`sending` gives the rest."""
+        self._due, self._asked = now, None
+        return Hello(self._token)
+
+    def lost(self, now: float, random: float) -> float:
+        """The connection is gone: seconds to wait before the next one.
+
+        Raises:
+            Problem: ``LOST``.
+        """
+        return self._back_off.again(now, random)
+
+    def sending(self, now: float) -> Pull | Push | None:
+        """The message that is due, if there is one; it counts as sent."""
+        if self._over or self._ticket is not None or now < self._due:
+            return None
+        self._due = now + self._pace.answer
+        if self._asked is None:
+            self._asked = now
+        return self._pending or Pull()
+
+    def wake(self, now: float) -> float:
+        """Seconds until :meth:`sending` should be asked again (infinite while working).
+
+        Raises:
+            Problem: ``AWAY``, the broker has not answered for too long.
+        """
+        dead = math.inf if self._asked is None else self._asked + 2 * self._pace.answer
+        if now >= dead:
+            raise Problem(AWAY, address=self._onion, why="no answer in time")
+        due = math.inf if self._over or self._ticket is not None else self._due
+        return max(0.0, min(due, dead) - now)
+
+    def answer(self, solution: bytes, delta: np.ndarray, now: float) -> None:
+        """The step that :meth:`receive` asked for is made."""
+        assert self._ticket is not None
+        self._pending = Push(self._ticket, solution, vector_to_wire(delta))
+        self._ticket = None
+        self._due = now
+
+    def receive(self, turn: Turn, now: float) -> Step | Wait | Over | None:
+        """What to do with the broker's turn; None: nothing.
+
+        Raises:
+            PeerProblem: the conversation has ended with it, and nothing is sent any more.
+        """
+        if self._over:
+            return None
+        self._back_off.answered()
+        self._asked = None
+        if self._pending is not None and turn.receipt == self._pending.ticket:
+            self._pending = None
+            self._refusals = 0
+            self.updates += 1
+        try:
+            todo = self._next(turn.next, now)
+        except Problem:
+            self._over = True
+            raise
+        self._over = isinstance(todo, Over)
+        return todo
+
+    def _next(self, told: Work | Wait | End | Refused, now: float) -> Step | Wait | Over | None:
+        if isinstance(told, End):
+            return Over("ended")
+        if isinstance(told, Refused):
+            return self._refused(told.problem(), now)
+        if self._ticket is not None:
+            # An answer to an earlier message that crossed with ours: we have work.
+            return None
+        if isinstance(told, Wait):
+            return self._wait(told, now)
+        return self._work(told, now)
+
+    def _work(self, work: Work, now: float) -> Step | Over | None:
+        if self._pending is not None:
+            if work.ticket == self._pending.ticket:
+                return None
+            # The broker has gone on without our update; its release stays spent.
+            self._drop(PeerProblem(STALE_TICKET), now)
+        if not self._can_pay():
+            return Over("budget-spent")
+        if work.difficulty > self._max_difficulty:
+            raise PeerProblem(
+                TOO_HARD, difficulty=work.difficulty, limit=self._max_difficulty)
+        weights = vector_from_wire(work.weights, self._dimension)
+        if weights is None:
+            raise PeerProblem(BAD_WEIGHTS, address=self._onion, dimension=self._dimension)
+        self._ticket = work.ticket
+        return Step(weights, work.lock, work.difficulty)
+
+    def _wait(self, wait: Wait, now: float) -> Wait | Over:
+        kind = KINDS.get(wait.why)
+        if kind not in TRAVELS:
+            raise PeerProblem(MALFORMED)
+        if kind is TOO_FEW_CLIENTS and self._pending is None and not self._can_pay():
+            # Nothing will come of waiting. (A round that is open has our update in it: then we
+            # stay, and count, until it closes.)
+            return Over("budget-spent")
+        self._due = now + min(max(wait.seconds, self._pace.first), self._pace.longest)
+        return wait
+
+    def _refused(self, problem: PeerProblem, now: float) -> Wait | Over | None:
+        kind = problem.kind
+        if kind is ENDED:
+            return Over("ended")
+        if kind in (STALE_TICKET, NOT_SOLVED):
+            if self._ticket is None:
+                self._drop(problem, now)
+            return None
+        if kind in (TOO_FEW_CLIENTS, ROUND_OPEN):
+            have, need = (max(0, int(str(problem.details[n]))) for n in ("have", "need"))
+            told = Wait(kind.code, have, need, self._pace.first)
+            return None if self._ticket is not None else self._wait(told, now)
+        if kind in (INTERNAL, FULL, DESK_FULL, NOT_PUBLISHED):
+            self._count(problem)
+            self._due = now + self._later()
+            return None
+        raise problem
+
+    def _drop(self, problem: PeerProblem, now: float) -> None:
+        """Let an update go that the broker did not take; ask for other work."""
+        self._count(problem)
+        self._due = now if self._pending is not None else now + self._later()
+        self._pending = None
+
+    def _count(self, problem: PeerProblem) -> None:
+        self._refusals += 1
+        if self._refusals >= MOST_REFUSALS:
+            raise problem
+
+    def _later(self) -> float:
+        return min(self._pace.longest, self._pace.first * 2.0**self._refusals)

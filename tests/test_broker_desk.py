@@ -1,0 +1,310 @@
+"""The desk over real sockets (its TCP front, without Tor): curate, join, train, publish, restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from broker_world import DIMENSION, make_data, make_task, signed, solve
+
+from accord.circuit import Circuit, Route, WebSocket
+from accord.messages import (
+    MAX_DIMENSION,
+    AdmissionPuzzle,
+    Curate,
+    Curated,
+    End,
+    Hello,
+    Join,
+    Leave,
+    Pull,
+    Push,
+    Refused,
+    SignedTask,
+    Status,
+    Turn,
+    Wait,
+    Welcome,
+    Work,
+    decode,
+    encode,
+    turn_limit,
+    vector_to_wire,
+)
+from accord.model_file import MODEL_LIMIT, read_model
+from accord.onion import onion_from_seed
+from accord.problems import PeerProblem, Problem
+from accord.task import Clients, Task, Training
+from broker.desk import Desk, Publisher
+from broker.direct import DirectFront
+
+DESK_SEED = b"d" * 32
+DESK = onion_from_seed(DESK_SEED)
+STEP = vector_to_wire(np.array([0.1, 0, 0, 0]))
+
+
+@contextlib.asynccontextmanager
+async def open_desk(state: Path, **options: float) -> AsyncIterator[tuple[Desk, Route]]:
+    front = DirectFront()
+    where = await front.listen("127.0.0.1", 0)
+    publisher = Publisher(front)
+    desk = Desk(state, publisher, int(options.get("max_models", 2)), options.get("linger", 60.0))
+    try:
+        await desk.start()
+        await publisher.publish(DESK_SEED, desk.app)
+        yield desk, Route(socks=None, direct=where)
+    finally:
+        await desk.close()
+        await publisher.close()
+        await front.close()
+
+
+def order(task: Task) -> Curate:
+    rows, labels = make_data()
+    return Curate(signed(task), rows.astype("<f4").tobytes(), labels.astype("u1").tobytes())
+
+
+async def curate(route: Route, task: Task) -> str:
+    async with Circuit(route, DESK, "curator") as circuit:
+        return decode(await circuit.post("/curate", encode(order(task))), Curated).onion
+
+
+async def status(route: Route, onion: str) -> Status:
+    async with Circuit(route, onion, "anyone") as circuit:
+        return decode(await circuit.get("/status"), Status)
+
+
+class Visitor:
+    """A client over a real WebSocket, that does as it is told."""
+
+    def __init__(self, circuit: Circuit, token: bytes, socket: WebSocket) -> None:
+        self.circuit, self.token, self.socket = circuit, token, socket
+
+    async def ask(self, message: object) -> Turn:
+        await self.socket.send(encode(message))
+        return await self.hear()
+
+    async def hear(self) -> Turn:
+        return decode(await self.socket.receive(10.0), Turn, turn_limit(DIMENSION))
+
+    async def step(self, work: Work) -> Turn:
+        return await self.ask(Push(work.ticket, solve(work.lock, work.difficulty), STEP))
+
+
+@contextlib.asynccontextmanager
+async def visit(
+    route: Route, onion: str, k: int = 1, token: bytes | None = None
+) -> AsyncIterator[Visitor]:
+    async with Circuit(route, onion, os.urandom(4).hex()) as circuit:
+        if token is None:
+            door = decode(await circuit.get("/puzzle"), AdmissionPuzzle)
+            join = Join(door.lock, solve(door.lock, door.difficulty), k)
+            token = decode(await circuit.post("/join", encode(join)), Welcome).token
+        socket = await circuit.websocket("/train", turn_limit(DIMENSION))
+        await socket.send(encode(Hello(token)))
+        try:
+            yield Visitor(circuit, token, socket)
+        finally:
+            await socket.close()
+
+
+async def test_a_model_from_curate_to_publication(tmp_path):
+    task = make_task(training=Training(max_updates=5, max_norm=1.0))
+    async with open_desk(tmp_path) as (_, route):
+        onion = await curate(route, task)
+        async with Circuit(route, onion, "someone") as circuit:
+            assert decode(await circuit.get("/task", 1 << 20), SignedTask) == signed(task)
+            page = (await circuit.get("/", 1 << 20)).decode()
+            assert "A test" in page and "<script" not in page
+            with pytest.raises(PeerProblem) as caught:
+                await circuit.get("/model")
+            assert caught.value.kind.code == "not-published"
+        assert (await status(route, onion)).phase == "gathering"
+        async with visit(route, onion) as client:
+            turn = await client.ask(Pull())
+            for _ in range(5):
+                assert isinstance(turn.next, Work)
+                turn = await client.step(turn.next)
+                assert turn.receipt
+            assert isinstance(turn.next, End)
+        async with Circuit(route, onion, "someone") as circuit:
+            raw = await _published(circuit)
+        model = read_model(raw, "it", onion)
+        assert model.updates == 5 and np.allclose(model.weights, [0.5, 0, 0, 0])
+
+
+async def _published(circuit: Circuit) -> bytes:
+    for _ in range(50):
+        with contextlib.suppress(PeerProblem):
+            return await circuit.get("/model", MODEL_LIMIT)
+        await asyncio.sleep(0.1)
+    raise AssertionError("the model was not published")
+
+
+async def test_one_who_waits_is_told_by_itself_when_training_begins(tmp_path):
+    async with open_desk(tmp_path) as (_, route):
+        onion = await curate(route, make_task(clients=Clients(minimum=1, silence=30)))
+        async with visit(route, onion, k=2) as one:
+            turn = await one.ask(Pull())
+            assert isinstance(turn.next, Wait) and (turn.next.have, turn.next.need) == (1, 2)
+            async with visit(route, onion) as two:
+                assert isinstance((await one.hear()).next, Work)
+                work = (await two.ask(Pull())).next
+                turn = await two.ask(Leave())
+                assert isinstance(turn.next, Wait)
+                # The update of the one that stayed is kept waiting, not lost.
+                mine = (await one.ask(Pull())).next
+                assert isinstance(mine, Wait)
+                assert isinstance(work, Work)
+            async with visit(route, onion, token=two.token) as two:
+                await two.ask(Pull())
+                assert isinstance((await one.hear()).next, Work)
+
+
+async def test_a_cut_conversation_goes_on_and_a_resent_update_counts_once(tmp_path):
+    async with open_desk(tmp_path) as (_, route):
+        onion = await curate(route, make_task())
+        async with visit(route, onion) as client:
+            work = (await client.ask(Pull())).next
+            push = Push(work.ticket, solve(work.lock, work.difficulty), STEP)
+            await client.socket.send(encode(push))
+        async with visit(route, onion, token=client.token) as client:
+            assert (await client.ask(push)).receipt == work.ticket
+        assert (await status(route, onion)).updates == 1
+
+
+async def test_a_desk_started_again_goes_on_at_the_same_address(tmp_path):
+    task = make_task(training=Training(max_updates=3, max_norm=1.0))
+    async with open_desk(tmp_path) as (_, route):
+        onion = await curate(route, task)
+        async with visit(route, onion) as client:
+            turn = await client.ask(Pull())
+            turn = await client.step(turn.next)
+            last = turn.next
+            turn = await client.step(last)
+    async with open_desk(tmp_path) as (desk, route):
+        assert desk.onions == [onion]
+        assert (await status(route, onion)).updates == 2
+        async with visit(route, onion, token=client.token) as client:
+            again = await client.ask(Push(last.ticket, b"", STEP))
+            assert again.receipt == last.ticket
+            turn = await client.step(again.next)
+            assert isinstance(turn.next, End)
+        async with Circuit(route, onion, "someone") as circuit:
+            first = await _published(circuit)
+    async with open_desk(tmp_path) as (_, route), Circuit(route, onion, "someone") as circuit:
+        assert await _published(circuit) == first
+
+
+async def test_a_published_model_is_gone_after_it_lingered(tmp_path):
+    task = make_task(training=Training(max_updates=1, max_norm=1.0))
+    async with open_desk(tmp_path, linger=0.5) as (desk, route):
+        onion = await curate(route, task)
+        async with visit(route, onion) as client:
+            await client.step((await client.ask(Pull())).next)
+        for _ in range(80):
+            if not desk.onions:
+                break
+            await asyncio.sleep(0.1)
+        assert desk.onions == []
+        assert list((tmp_path / "models").iterdir()) == []
+        with pytest.raises(Problem):
+            await status(route, onion)
+
+
+async def test_a_full_desk_and_orders_that_do_not_fit(tmp_path):
+    async with open_desk(tmp_path, max_models=1) as (_, route):
+        good = order(make_task())
+        async with Circuit(route, DESK, "curator") as circuit:
+            for bad in (
+                Curate(good.task, good.rows[:-4], good.labels),
+                Curate(good.task, good.rows, b"\x01" * len(good.labels)),
+                Curate(good.task, good.rows, b"\x07" * len(good.labels)),
+                Curate(SignedTask(good.task.body, b"k" * 32, good.task.signature),
+                       good.rows, good.labels),
+            ):
+                with pytest.raises(PeerProblem):
+                    await circuit.post("/curate", encode(bad))
+            assert list((tmp_path / "models").iterdir()) == []
+            await circuit.post("/curate", encode(good))
+            with pytest.raises(PeerProblem) as caught:
+                await circuit.post("/curate", encode(good))
+            assert caught.value.kind.code == "desk-full"
+            assert "1 models" in caught.value.sentence
+
+
+async def test_secrets_are_0600_and_sockets_in_a_0700_directory(tmp_path):
+    async with open_desk(tmp_path) as (desk, route):
+        await curate(route, make_task())
+        for path in tmp_path.rglob("*"):
+            mode = stat.S_IMODE(path.stat().st_mode)
+            assert mode & 0o077 == 0, f"{path.name} is {mode:o}"
+        sockets = desk._publisher._directory
+        assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
+
+
+HOSTILE = [
+    b"", b"\xc1", b"\x80", b"x" * 3000, encode(Hello(b"t" * 32)), encode(Welcome(b"t" * 32)),
+    encode(Push(b"t" * 16, b"", b"\x00" * 16)), encode(Push(b"t" * 16, b"", b"\xff" * 9)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", HOSTILE)
+async def test_hostile_messages_get_a_sentence_and_hurt_nobody(tmp_path, message):
+    async with open_desk(tmp_path) as (_, route):
+        onion = await curate(route, make_task())
+        async with visit(route, onion) as good, visit(route, onion) as bad:
+            work = (await good.ask(Pull())).next
+            await bad.ask(Pull())
+            turn = await _raw(bad, message)
+            assert isinstance(turn.next, Refused)
+            assert turn.next.code in ("malformed", "stale-ticket", "bad-delta")
+            assert (await good.step(work)).receipt
+        for path in ("/join", "/nothing", "/task"):
+            async with Circuit(route, onion, "bad") as circuit:
+                with pytest.raises(PeerProblem):
+                    await circuit.post(path, message)
+
+
+async def _raw(visitor: Visitor, raw: bytes) -> Turn:
+    await visitor.socket.send(raw)
+    return await visitor.hear()
+
+
+async def test_a_message_larger_than_the_task_implies_is_cut_off(tmp_path):
+    async with open_desk(tmp_path) as (_, route):
+        onion = await curate(route, make_task())
+        async with visit(route, onion) as bad:
+            await bad.ask(Pull())
+            with pytest.raises(Problem):
+                for _ in range(3):
+                    await bad.socket.send(b"\x00" * (4 * MAX_DIMENSION))
+                await bad.hear()
+        async with Circuit(route, onion, "bad") as circuit:
+            with pytest.raises(Problem):
+                await circuit.post("/join", b"\x00" * (1 << 22))
+        assert (await status(route, onion)).phase == "training"
+
+
+async def test_a_disk_that_does_not_take_changes_keeps_acknowledgements_back(tmp_path):
+    async with open_desk(tmp_path) as (desk, route):
+        onion = await curate(route, make_task())
+        store = desk._models[onion].store
+        async with visit(route, onion) as client:
+            work = (await client.ask(Pull())).next
+            # SQLite itself refuses to write, as it does on a full disk.
+            store._db.execute("PRAGMA query_only = ON")
+            push = Push(work.ticket, solve(work.lock, work.difficulty), STEP)
+            turn = await client.ask(push)
+            assert turn.receipt == b"" and isinstance(turn.next, Refused)
+            assert turn.next.code == "internal"
+        store._db.execute("PRAGMA query_only = OFF")
+        async with visit(route, onion, token=client.token) as client:
+            assert (await client.ask(push)).receipt == work.ticket
+        assert (await status(route, onion)).updates == 1
