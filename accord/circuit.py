@@ -15,9 +15,11 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from asyncio.trsock import TransportSocket
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from socket import SHUT_RDWR
 from types import TracebackType
 from typing import Final, TypeVar
 
@@ -128,8 +130,11 @@ class Circuit:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:  # fmt: skip
+        # A peer that takes nothing must not hold us here: what it did not take is dropped.
         if self._session:
-            await self._session.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_GOODBYE):
+                    await self._session.close()
 
     async def get(self, path: str, limit: int = SMALL_LIMIT) -> bytes:
         """The body at a path, of at most ``limit`` bytes."""
@@ -180,6 +185,7 @@ class WebSocket:
         self._onion = onion
         self._limit = limit
         self._patience = patience
+        self._raw: TransportSocket | None = socket.get_extra_info("socket")
 
     async def send(self, message: bytes) -> None:
         """Send one message; waits while the other side does not take it, but not for ever.
@@ -214,10 +220,14 @@ class WebSocket:
     async def close(self) -> None:
         """Say goodbye, without waiting long for an answer. Raises nothing."""
         try:
-            async with asyncio.timeout(2 * _GOODBYE):
-                await self._socket.close()
-        except (OSError, TimeoutError, aiohttp.ClientError):
-            pass
+            with suppress(OSError, TimeoutError, aiohttp.ClientError):
+                async with asyncio.timeout(2 * _GOODBYE):
+                    await self._socket.close()
+        finally:
+            # aiohttp waits for ever to send what the other side does not take.
+            with suppress(OSError):
+                if self._raw:
+                    self._raw.shutdown(SHUT_RDWR)
 
 
 async def _within(seconds: float, onion: str, act: Callable[[], Awaitable[T]]) -> T:

@@ -43,7 +43,7 @@ class Socks:
         return f"{self.host}:{self.port}"
 
 
-class ControlRefused(Exception):  # noqa: N818 - a sentence, like Problem
+class ControlRefused(Exception):
     """tor refused a command: a mistake of ours, or a feature that this tor lacks.
 
     Attributes:

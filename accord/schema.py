@@ -97,7 +97,10 @@ class Field(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
             raise ValueError(
                 f"column {self.name}: give center and scale, or minimum and maximum")
         # Halved first: the sum of two finite numbers need not be finite.
-        return low / 2 + high / 2, high / 2 - low / 2
+        half = high / 2 - low / 2
+        if half <= 0:
+            raise ValueError(f"column {self.name}: minimum and maximum are too close")
+        return low / 2 + high / 2, half
 
     def width(self) -> int:
         """How many features this column becomes."""

@@ -47,6 +47,8 @@ TICK: Final = 0.5
 HELLO_SECONDS: Final = 30.0
 HEARTBEAT: Final = 30.0
 """Seconds between pings, so that a connection that died silently is let go."""
+GOODBYE: Final = 2.0
+"""Seconds that a conversation which is over waits for the other side to agree."""
 READ_SECONDS: Final = 120.0
 """A small request body must be here by then."""
 HEADERS: Final = {
@@ -179,7 +181,7 @@ class ModelApp:
     async def _train(self, request: web.Request) -> web.StreamResponse:
         limit = push_limit(self.brokerage.task.dimension)
         socket = web.WebSocketResponse(
-            compress=False, max_msg_size=limit, heartbeat=HEARTBEAT, autoclose=True)
+            compress=False, max_msg_size=limit, heartbeat=HEARTBEAT, timeout=GOODBYE)
         socket.headers["Server"] = "tormentor"
         await socket.prepare(request)
         try:
@@ -314,5 +316,5 @@ class ModelApp:
                 batch.set_result(None)
 
 
-class _HungUp(Exception):  # noqa: N818 - not an error
+class _HungUp(Exception):
     """The other side has closed the conversation."""

@@ -16,7 +16,6 @@ from random import SystemRandom
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from msgspec import Struct
 from msgspec.structs import replace
 
 from accord import puzzle
@@ -51,6 +50,7 @@ from accord.problems import (
 )
 from accord.task import task_id
 from client.budget import Ledger, epsilon_total
+from client.events import Admitted, Reconnecting, Solving, Spent, Told, Update, Waiting
 from client.noise import Release, generator
 from client.session import (
     BackOff,
@@ -76,50 +76,6 @@ _FOREVER: Final = 1e7  # the conversation knows better how long to wait
 T = TypeVar("T")
 
 
-class Event(Struct, frozen=True, tag_field="event", tag=str.lower):
-    """Something to tell the person; as JSON, one line of ``solve --json``."""
-
-
-class Solving(Event, frozen=True):
-    """Tried so many of about ``expected`` at ``rate`` a second. ``door``: to be admitted."""
-
-    door: bool
-    tried: int
-    expected: float
-    rate: float
-
-
-class Admitted(Event, frozen=True):
-    """The broker knows us."""
-
-
-class Waiting(Event, frozen=True):
-    """The broker has nothing for us now: a code of :mod:`accord.problems`, and how it stands."""
-
-    why: str
-    have: int
-    need: int
-
-
-class Update(Event, frozen=True):
-    """So many updates were paid for, which comes to this epsilon in all."""
-
-    updates: int
-    epsilon: float
-
-
-class Reconnecting(Event, frozen=True):
-    """The connection is gone; it is tried again in so many seconds."""
-
-    why: str
-    seconds: float
-
-
-class Spent(Event, frozen=True, tag="budget-spent"):
-    """The budget is spent; no more updates are sent."""
-
-
-Told = Callable[[Event], None]
 _now = time.monotonic
 _random = SystemRandom().random
 

@@ -7,8 +7,8 @@ import csv
 import io
 import math
 import re
+import shlex
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from accord.console import (
     warn,
 )
 from accord.files import private_directory, write_whole
+from accord.messages import SignedTask
 from accord.model_file import MODEL_LIMIT, Model, read_model
 from accord.objective import OBJECTIVES
 from accord.onion import check_onion
@@ -48,8 +49,7 @@ from accord.problems import (
     PeerProblem,
     Problem,
 )
-from accord.task import open_task, task_id
-from accord.table import read_table
+from accord.task import Task, open_task, task_id
 from client.agent import Agent, fetch_puzzle, fetch_task
 from client.briefing import about_price, about_task, price
 from client.budget import Budget, Ledger
@@ -139,49 +139,40 @@ async def join(
     """
     _check_typed(epsilon, batch, min_clients, budget, delta, curator, max_difficulty, patience)
     onion = check_onion(onion)
-    output = output or Path(f"model-{onion[:16]}.safetensors")
-    _check_output(output, data, again)
-    columns = await asyncio.to_thread(read, data, batch)
-    path = session_path or private_directory(private_directory(state) / "sessions") / f"{onion}.json"
-    with ExitStack() as held:
-        held.enter_context(hold_session(path))
-        _check_replaceable(path, again)
-        async with route(tor, state, quiet=as_json) as way:
-            async with circuit(way, onion) as line:
-                signed = await unless_away(
-                    lambda: fetch_task(line), min(patience, 60.0),
-                    lambda why: say(f"Not there yet ({why}); trying again."))  # fmt: skip
-                task = open_task(signed, onion)
-                if curator is not None and signed.curator != bytes.fromhex(curator):
-                    raise PeerProblem(OTHER_CURATOR, address=onion, found=signed.curator.hex(),
-                                      expected=curator.lower())  # fmt: skip
-                if not as_json:
-                    say(about_task(task, signed))
-                    say()
-                if min_clients > task.clients.maximum:
-                    raise _option_problem(
-                        "--min-clients",
-                        f"is {min_clients} and the task admits {task.clients.maximum} at most")
-                del columns
-                mine = await asyncio.to_thread(load, data, task.data, batch)
-                door = await fetch_puzzle(line, max_difficulty)
-            release = Release(epsilon, batch, len(mine.labels), task.dimension)
-            ledgers = (ledger or state / "ledgers").absolute()
-            with Ledger(ledgers, mine.fingerprint) as book:
-                cost = await asyncio.to_thread(price, release, budget, delta, book.counts())
-            session = Session(
-                onion=onion, task=signed, data=str(data.absolute()),
-                fingerprint=mine.fingerprint, epsilon=epsilon, batch=batch,
-                min_clients=min_clients, budget=budget, delta=delta,
-                max_difficulty=max_difficulty, ledger=str(ledgers),
-                output=str(output.absolute()), puzzle=door)  # fmt: skip
-            save_session(path, session)
-            if not as_json:
-                say(about_price(cost, release, budget, delta, task, door))
-                say()
-            if delta * release.rows > 1:
-                warn(f"WARNING: with --delta above 1/{release.rows} the promise may fail for "
-                     "some row; choose a smaller one.")  # fmt: skip
+    here = Path.cwd()
+    output = here / (output or f"model-{onion[:16]}.safetensors")
+    _check_output(output, here / data, again)
+    ledgers = here / (ledger or state / "ledgers")
+    path = session_path or state / "sessions" / f"{onion}.json"
+    if session_path is not None and not (here / path).parent.is_dir():
+        raise _option_problem("--session", f"is in a directory that does not exist: {path}")
+    _check_replaceable(path, again)
+    await asyncio.to_thread(read, data, batch)
+    async with route(tor, state, quiet=as_json) as way:
+        async with circuit(way, onion) as line:
+            signed = await unless_away(
+                lambda: fetch_task(line), min(patience, 60.0),
+                lambda why: say(f"Not there yet ({why}); trying again."))  # fmt: skip
+            task = _check_task(signed, onion, curator, min_clients, as_json)
+            mine = await asyncio.to_thread(load, data, task.data, batch)
+            door = await fetch_puzzle(line, max_difficulty)
+        release = Release(epsilon, batch, len(mine.labels), task.dimension)
+        with Ledger(ledgers, mine.fingerprint) as book:
+            cost = await asyncio.to_thread(price, release, budget, delta, book.counts())
+        if not as_json:
+            say(about_price(cost, release, budget, delta, task, door) + "\n")
+        if delta * release.rows > 1:
+            warn(f"WARNING: with --delta above 1/{release.rows} the promise may fail for some "
+                 "row; choose a smaller one.")  # fmt: skip
+        if session_path is None:
+            private_directory(private_directory(state) / "sessions")
+        with hold_session(path):
+            _check_replaceable(path, again)
+            save_session(path, Session(
+                onion=onion, task=signed, data=str(here / data), fingerprint=mine.fingerprint,
+                epsilon=epsilon, batch=batch, min_clients=min_clients, budget=budget, delta=delta,
+                max_difficulty=max_difficulty, ledger=str(ledgers), output=str(output),
+                puzzle=door))  # fmt: skip
             told = {
                 "event": "joined", "onion": onion, "session": str(path), "title": plain(task.title),
                 "task": task_id(signed), "curator": signed.curator.hex(),
@@ -191,17 +182,34 @@ async def join(
                 "updates": cost.updates, "epsilon_total": cost.total,
                 "difficulty": door.difficulty,
             }  # fmt: skip
-            where = f"--session {session_path}" if session_path else onion
-            result(told, as_json, f"Joined. The session is {path}.\n" + (
-                "" if go_on else f"Next, type: tormentor solve {where}"))  # fmt: skip
+            where = f"--session {shlex.quote(str(path))}" if session_path else onion
+            result(told, as_json, f"Joined. The session is {path}." + (
+                "" if go_on else f"\nNext, type: tormentor solve {where}"))  # fmt: skip
             if go_on:
                 await _train(way, path, not no_wait, patience, as_json)
 
 
+def _check_task(
+    signed: SignedTask, onion: str, curator: str | None, min_clients: int, as_json: bool
+) -> Task:
+    """Show what came as the task, and refuse it where it is not what was asked for."""
+    task = open_task(signed, onion)
+    if curator is not None and signed.curator != bytes.fromhex(curator):
+        raise PeerProblem(OTHER_CURATOR, address=onion, found=signed.curator.hex(),
+                          expected=curator.lower())  # fmt: skip
+    if not as_json:
+        say(about_task(task, signed) + "\n")
+    if min_clients > task.clients.maximum:
+        raise _option_problem(
+            "--min-clients",
+            f"is {min_clients} and the task admits {task.clients.maximum} at most")
+    return task
+
+
 def _check_output(output: Path, data: Path, again: bool) -> None:
-    if output.absolute() == data.absolute():
+    if output == data:
         raise _option_problem("--output", "names your data file; name another")
-    if not output.absolute().parent.is_dir():
+    if not output.parent.is_dir():
         raise _option_problem("--output", f"is in a directory that does not exist: {output}")
     if output.exists() and not again:
         raise _option_problem(
@@ -243,17 +251,18 @@ async def solve(onion: str | None, session_path: Path | None, no_wait: bool, pat
     --json it prints one JSON object a line.
 
     \b
-    Example:
+    Examples:
       tormentor solve
       tormentor solve abc...xyz.onion --json
     """
     if not (patience >= 0 and math.isfinite(patience)):
         raise _option_problem("--patience", f"must be at least 0, not {patience:g}")
     path = _find(check_onion(onion) if onion else None, session_path, state)
-    # Looked at before tor is started, so that what is wrong here is said at once.
-    _check_data(load_session(path))
-    async with route(tor, state, quiet=as_json) as way:
-        with hold_session(path):
+    load_session(path)
+    with hold_session(path):
+        # Looked at before tor is started, so that what is wrong here is said at once.
+        _check_data(load_session(path))
+        async with route(tor, state, quiet=as_json) as way:
             await _train(way, path, not no_wait, patience, as_json)
 
 
@@ -354,9 +363,7 @@ async def predict(model: Path, data: Path, output: Path | None, as_json: bool) -
     """
     read_in = _read_model(model, None)
     schema = read_in.task.data
-    if not data.is_file():
-        fingerprint(data)
-    columns = read_table(data)
+    columns = read(data, 0)
     rows, _ = schema.encode(columns, str(data), labelled=False)
     objective = OBJECTIVES[read_in.task.objective]
     chances = objective.predict(read_in.weights, rows)

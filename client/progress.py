@@ -15,7 +15,7 @@ from rich.text import Text
 
 from accord.console import say
 from accord.problems import KINDS, NOT_PUBLISHED, ROUND_OPEN, TOO_FEW_CLIENTS, PeerProblem
-from client.agent import Admitted, Event, Reconnecting, Solving, Spent, Told, Update, Waiting
+from client.events import Admitted, Event, Reconnecting, Solving, Spent, Told, Update, Waiting
 
 EVERY: Final = 10.0
 """Seconds between plain lines that say the same kind of thing."""

@@ -52,7 +52,7 @@ def read_definition(path: Path) -> Task:
         raise Problem(BAD_TASK, path=path, why=str(wrong)) from None
 
 
-class _Wrong(Exception):  # noqa: N818 - half a sentence, on its way into a Problem
+class _Wrong(Exception):
     """What is wrong with a task file, to stand after 'is not right: '."""
 
 

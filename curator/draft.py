@@ -89,7 +89,7 @@ class _Column:
     lines: list[str]
 
 
-class _LeftOut(Exception):  # noqa: N818 - a reason, on its way into a note
+class _LeftOut(Exception):
     """Why a column cannot be learnt from."""
 
 
@@ -211,6 +211,8 @@ def _feature(name: str, cells: Sequence[str], notes: list[str]) -> _Column:
             raise _LeftOut("its numbers are too large")
         whole = all(value.removeprefix("-").isdigit() for value in values)
         lines = [f'type = "{"integer" if whole else "number"}"', *_range(numbers)]
+        if whole and len(numbers) > 2 and bool((np.diff(numbers) == 1).all()):
+            notes.append(f"Column '{name}' seems to number the rows: take it out if it does.")
     elif len(values) > MAX_VALUES:
         raise _LeftOut(f"it has {len(values):,} different texts")
     elif len(values) < 2:

@@ -378,7 +378,8 @@ def _until_consensus(now: float) -> float:
 async def _run(log: Path, *command: str) -> str:
     """Run a program to its end; what it printed."""
     child = await asyncio.create_subprocess_exec(
-        *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     try:
         printed, complained = await child.communicate(b"unused\n")  # a passphrase, where wanted
     finally:

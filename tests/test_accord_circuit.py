@@ -39,12 +39,11 @@ Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Non
 @contextlib.asynccontextmanager
 async def hostile(behave: Behaviour) -> AsyncIterator[Circuit]:
     """A circuit to a server that reads a request's head and then does as it likes."""
-    writers = []
+    writers, tasks = [], []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.append(writer)
-        with contextlib.suppress(OSError, EOFError):
-            await behave(reader, writer)
+        tasks.append(asyncio.create_task(behave(reader, writer)))
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -53,6 +52,9 @@ async def hostile(behave: Behaviour) -> AsyncIterator[Circuit]:
             yield circuit
     finally:
         server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for writer in writers:
             writer.transport.abort()
 
@@ -125,7 +127,7 @@ def _status(line: bytes, body: bytes, *more: bytes) -> bytes:
         pytest.param(says(HEAD + b"Content-Length: -5\r\n\r\n"), MALFORMED, id="negative length"),
         pytest.param(says(HEAD + b"Content-Length: 100\r\n\r\nhalf", stay=False), AWAY,
                      id="broken off"),
-        pytest.param(says(CHUNKED + b"5\r\nhello\r\nzz\r\n"), AWAY, id="wrong chunk"),
+        pytest.param(says(CHUNKED + b"5\r\nhello\r\nzz\r\n"), MALFORMED, id="wrong chunk"),
         pytest.param(says(), AWAY, id="silence"),
         pytest.param(says(stay=False), AWAY, id="hangs up"),
         pytest.param(says(HEAD + b"Content-Length: 9\r\n\r\n"), AWAY, id="silence after the head"),
@@ -232,12 +234,25 @@ async def test_a_handshake_that_fails(behave: Behaviour, kind: Kind) -> None:
 
 
 async def test_a_peer_that_takes_nothing_does_not_hold_us() -> None:
+    began = time.monotonic()
     async with hostile(talks()) as circuit:
         socket = await circuit.websocket("/train", LIMIT)
         with pytest.raises(Problem) as caught:
             for _ in itertools.count():
                 await socket.send(b"x" * 16_384)
         assert caught.value.kind is AWAY
+        await socket.close()
+    assert time.monotonic() - began < 10
+
+
+async def test_a_peer_that_takes_no_upload_does_not_hold_us(monkeypatch) -> None:
+    monkeypatch.setattr("accord.circuit.SLOWEST", 100_000_000)
+    began = time.monotonic()
+    async with hostile(says()) as circuit:
+        with pytest.raises(Problem) as caught:
+            await circuit.post("/curate", bytes(50_000_000))
+        assert caught.value.kind is AWAY
+    assert time.monotonic() - began < 6
 
 
 async def test_no_redirect_is_followed_even_by_a_handshake() -> None:
@@ -250,10 +265,15 @@ async def test_no_redirect_is_followed_even_by_a_handshake() -> None:
     async with await asyncio.start_server(elsewhere, "127.0.0.1", 0) as other:
         port = other.sockets[0].getsockname()[1]
         answer = _status(b"302 Found", b"", b"Location: http://127.0.0.1:%d/" % port)
-        async with hostile(says(answer, stay=False)) as circuit:
-            for ask in (circuit.get("/"), circuit.post("/", b"x"), circuit.websocket("/", 9)):
+        asks: list[Callable[[Circuit], Awaitable[object]]] = [
+            lambda c: c.get("/"),
+            lambda c: c.post("/", b"x"),
+            lambda c: c.websocket("/", 9),
+        ]
+        for ask in asks:
+            async with hostile(says(answer)) as circuit:
                 with pytest.raises(PeerProblem) as caught:
-                    await ask
+                    await ask(circuit)
                 assert caught.value.kind is MALFORMED
     assert not visited
 
@@ -293,13 +313,15 @@ async def test_headers_tell_nothing_and_are_always_the_same(monkeypatch) -> None
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     app = web.Application()
     app.router.add_route("*", "/{any}", _seen)
-    async with honest(app) as port:
-        async with Circuit(Route(None, ("127.0.0.1", port)), ONION.upper(), "x") as circuit:
-            expected = f"GET /task\nHost: {ONION}\nUser-Agent: tormentor"
-            for _ in range(2):  # the second time there would be a cookie
-                assert (await circuit.get("/task")).decode() == expected
-            posted = (await circuit.post("/join", b"12345")).decode()
-            assert posted == (f"POST /join\nHost: {ONION}\nUser-Agent: tormentor\n"
+    async with (
+        honest(app) as port,
+        Circuit(Route(None, ("127.0.0.1", port)), ONION.upper(), "x") as circuit,
+    ):
+        expected = f"GET /task\nHost: {ONION}\nUser-Agent: tormentor"
+        for _ in range(2):  # the second time there would be a cookie
+            assert (await circuit.get("/task")).decode() == expected
+        posted = (await circuit.post("/join", b"12345")).decode()
+        assert posted == (f"POST /join\nHost: {ONION}\nUser-Agent: tormentor\n"
                               "Content-Length: 5")  # fmt: skip
 
 
@@ -316,20 +338,22 @@ async def test_a_conversation_keeps_its_connection_and_its_order() -> None:
 
     app = web.Application()
     app.router.add_get("/train", train)
-    async with honest(app) as port:
-        async with Circuit(Route(None, ("127.0.0.1", port)), ONION, "x") as circuit:
-            socket = await circuit.websocket("/train", 100_000)
-            for size in (0, 1, 125, 126, 65_535, 65_536, 100_000):
-                await socket.send(bytes(size))
-                assert await socket.receive(5) == bytes(size)
-            waiting = asyncio.create_task(socket.receive(1.0))  # answers the heartbeats meanwhile
-            await asyncio.sleep(0.7)
-            await socket.send(b"late")
-            assert await waiting == b"late"
-            await socket.close()
-            with pytest.raises(Problem) as caught:
-                await socket.send(b"after the end")
-            assert caught.value.kind is AWAY
+    async with (
+        honest(app) as port,
+        Circuit(Route(None, ("127.0.0.1", port)), ONION, "x") as circuit,
+    ):
+        socket = await circuit.websocket("/train", 100_000)
+        for size in (0, 1, 125, 126, 65_535, 65_536, 100_000):
+            await socket.send(bytes(size))
+            assert await socket.receive(5) == bytes(size)
+        waiting = asyncio.create_task(socket.receive(1.0))  # answers the heartbeats meanwhile
+        await asyncio.sleep(0.7)
+        await socket.send(b"late")
+        assert await waiting == b"late"
+        await socket.close()
+        with pytest.raises(Problem) as caught:
+            await socket.send(b"after the end")
+        assert caught.value.kind is AWAY
     assert len(peers) == 1
 
 
@@ -364,9 +388,8 @@ async def socks_port(reply: int) -> AsyncIterator[tuple[Socks, list[bytes]]]:
 
 async def test_an_identity_is_a_socks_name_and_tor_resolves() -> None:
     identity = fresh_identity()
-    async with socks_port(0) as (socks, asked):
-        async with Circuit(Route(socks), ONION, identity) as circuit:
-            assert await circuit.get("/") == b"hello"
+    async with socks_port(0) as (socks, asked), Circuit(Route(socks), ONION, identity) as circuit:
+        assert await circuit.get("/") == b"hello"
     assert asked == [identity.encode(), ONION.encode()]
     assert fresh_identity() != identity
 
@@ -379,13 +402,15 @@ async def test_an_identity_is_a_socks_name_and_tor_resolves() -> None:
      (0x06, "in time"), (0x55, "tor refused")],
 )  # fmt: skip
 async def test_tors_own_errors_are_said_in_words(reply: int, words: str) -> None:
-    async with socks_port(reply) as (socks, _):
-        async with Circuit(Route(socks), ONION, "x", PATIENCE) as circuit:
-            with pytest.raises(Problem, match=words) as caught:
-                await circuit.get("/")
-            assert caught.value.kind is AWAY
-            with pytest.raises(Problem, match=words):
-                await circuit.websocket("/train", 9)
+    async with (
+        socks_port(reply) as (socks, _),
+        Circuit(Route(socks), ONION, "x", PATIENCE) as circuit,
+    ):
+        with pytest.raises(Problem, match=words) as caught:
+            await circuit.get("/")
+        assert caught.value.kind is AWAY
+        with pytest.raises(Problem, match=words):
+            await circuit.websocket("/train", 9)
 
 
 async def test_no_tor_is_told_apart_from_no_onion() -> None:

@@ -1,0 +1,193 @@
+"""The task: one canonical form, signed as it is, and nothing else is believed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accord.messages import TASK_LIMIT, SignedTask
+from accord.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE, PeerProblem
+from accord.schema import Constraints, Field, Schema
+from accord.task import (
+    Clients,
+    Puzzles,
+    Task,
+    Training,
+    Validation,
+    canonical,
+    open_task,
+    sign,
+    signed_bytes,
+    step_size,
+    task_id,
+)
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+OTHER = Ed25519PrivateKey.from_private_bytes(bytes(32))
+
+
+def schema() -> Schema:
+    return Schema(
+        fields=(Field("age", "integer", "in years", Constraints(minimum=0, maximum=120)),
+                Field("weight", center=70.5, scale=12.0),
+                Field("smoker", "boolean"),
+                Field("town", "string", constraints=Constraints(enum=("Oslo", "Łódź", "'\"\\"))),
+                Field("sick", "boolean")),
+        target="sick")  # fmt: skip
+
+
+def task(**changes: object) -> Task:
+    return Task(**{"title": "A tâsk\u202e with 1/3", "data": schema()} | changes)  # type: ignore[arg-type]
+
+
+def signed_raw(body: bytes, key: Ed25519PrivateKey = KEY) -> SignedTask:
+    """Any bytes, properly signed: a curator may be hostile too."""
+    return SignedTask(body, key.public_key().public_bytes_raw(), key.sign(signed_bytes(body)))
+
+
+def refusal(signed: SignedTask) -> PeerProblem:
+    with pytest.raises(PeerProblem) as caught:
+        open_task(signed, "somewhere")
+    return caught.value
+
+
+# -- canonical -------------------------------------------------------------------------------
+def test_a_task_and_its_canonical_bytes_are_the_same_thing() -> None:
+    body = canonical(task())
+    assert msgspec.json.decode(body, type=Task) == task()
+    assert canonical(msgspec.json.decode(body, type=Task)) == body
+    keys = list(json.loads(body))
+    assert keys == sorted(keys)
+
+
+SETTINGS = st.builds(
+    Training, step=st.floats(1e-9, 1e9), clip=st.floats(1e-9, 1e9),
+    schedule=st.sampled_from(["constant", "1/t", "1/sqrt(t)"]),
+    target_error=st.none() | st.floats(0, 1), patience=st.none() | st.integers(1, 10**8))  # fmt: skip
+
+
+@given(SETTINGS, st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200))
+def test_signing_and_opening_changes_nothing(training: Training, title: str) -> None:
+    original = task(title=title, training=training)
+    signed = sign(original, KEY)
+    assert open_task(signed, "here") == original
+    assert signed.body == canonical(original)
+
+
+@pytest.mark.parametrize("change", [
+    lambda t: json.dumps(t).encode(),                              # spaces
+    lambda t: json.dumps(t, separators=(",", ":")).encode(),       # escapes instead of letters
+    lambda t: json.dumps(dict(reversed(t.items())), separators=(",", ":"),
+                         ensure_ascii=False).encode(),             # another order
+    lambda t: compact({k: v for k, v in t.items() if k != "description"}),   # a default left out
+    lambda t: compact(t | {"version": 1.0}),
+    lambda t: compact(t) + b"\n",
+    lambda t: compact(t | {"extra": 1}),
+    lambda t: compact(t | {"version": 2}),
+    lambda t: compact(t | {"objective": "magic"}),
+    lambda t: compact(t | {"title": ""}),
+    lambda t: compact(t | {"clients": t["clients"] | {"minimum": 200}}),
+    lambda t: compact(t | {"training": t["training"] | {"step": 0}}),
+    lambda t: compact(t).replace(b'"step":1.0', b'"step":1e0'),
+    lambda t: compact(t).replace(b'"step":1.0', b'"step":1'),
+    lambda t: compact(t).replace(b'"step":1.0', b'"step":NaN'),
+    lambda t: compact(t).replace(b'"step":1.0', b'"step":1.0,"step":2.0'),
+    lambda t: b"\xff\xfe", lambda t: b"{}", lambda t: b"[" * 500_000, lambda t: b"\xef\xbb\xbf{}",
+])  # fmt: skip
+def test_a_body_that_is_not_canonical_is_refused_though_well_signed(change) -> None:  # type: ignore[no-untyped-def]
+    plain = json.loads(canonical(task()))
+    assert compact(plain) == canonical(task())
+    assert refusal(signed_raw(change(plain))).kind is MALFORMED
+
+
+def compact(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
+
+
+@given(st.binary(max_size=200))
+def test_any_signed_bytes_raise_one_thing(body: bytes) -> None:
+    assert refusal(signed_raw(body)).kind is MALFORMED
+
+
+def test_too_large_is_said_before_anything_is_read() -> None:
+    assert refusal(signed_raw(b" " * (TASK_LIMIT + 1))).kind is TOO_LARGE
+
+
+# -- signature -------------------------------------------------------------------------------
+@settings(max_examples=200)
+@given(st.data())
+def test_any_flipped_bit_is_refused(data: st.DataObject) -> None:
+    signed = sign(task(), KEY)
+    parts = {"body": signed.body, "curator": signed.curator, "signature": signed.signature}
+    name = data.draw(st.sampled_from(sorted(parts)))
+    raw = bytearray(parts[name])
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    assert refusal(SignedTask(**parts | {name: bytes(raw)})).kind is BAD_SIGNATURE
+
+
+def test_every_byte_of_signature_and_key_counts() -> None:
+    signed = sign(task(), KEY)
+    for i in range(64):
+        wrong = bytearray(signed.signature)
+        wrong[i] ^= 0x40
+        assert refusal(SignedTask(signed.body, signed.curator, bytes(wrong))).kind is BAD_SIGNATURE
+    for i in range(32):
+        wrong = bytearray(signed.curator)
+        wrong[i] ^= 0x40
+        assert refusal(SignedTask(signed.body, bytes(wrong), signed.signature))
+
+
+def test_a_signature_of_other_bytes_is_none_of_a_task() -> None:
+    body = canonical(task())
+    bare = SignedTask(body, KEY.public_key().public_bytes_raw(), KEY.sign(body))
+    assert refusal(bare).kind is BAD_SIGNATURE
+    swapped = SignedTask(body, OTHER.public_key().public_bytes_raw(), sign(task(), KEY).signature)
+    assert refusal(swapped).kind is BAD_SIGNATURE
+    assert "somewhere" in refusal(swapped).sentence
+
+
+def test_the_id_names_the_task_and_its_curator() -> None:
+    ids = {task_id(sign(task(), KEY)), task_id(sign(task(), OTHER)),
+           task_id(sign(task(title="another"), KEY))}  # fmt: skip
+    assert len(ids) == 3
+    assert all(len(i) == 64 and set(i) <= set("0123456789abcdef") for i in ids)
+    assert task_id(sign(task(), KEY)) == task_id(sign(task(), KEY))
+
+
+# -- settings --------------------------------------------------------------------------------
+@pytest.mark.parametrize(("schedule", "expected"), [
+    ("constant", [2.0, 2.0, 2.0, 2.0]),
+    ("1/t", [2.0, 1.0, 2 / 3, 0.5]),
+    ("1/sqrt(t)", [2.0, 2 / math.sqrt(2), 2 / math.sqrt(3), 1.0]),
+])  # fmt: skip
+def test_step_sizes(schedule: str, expected: list[float]) -> None:
+    training = Training(step=2.0, schedule=schedule)  # type: ignore[arg-type]
+    assert [step_size(training, t) for t in range(1, 5)] == pytest.approx(expected)
+
+
+def test_defaults_are_within_their_own_bounds() -> None:
+    for part in (Training(), Clients(), Puzzles(), Validation()):
+        assert msgspec.convert(msgspec.to_builtins(part), type(part)) == part
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_no_setting_is_infinite(number: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        Training(step=number)
+
+
+def test_the_dimension_is_that_of_a_standardised_row() -> None:
+    assert task().dimension == 1 + 1 + 1 + 2 + 1
+
+
+def test_too_many_features_are_refused() -> None:
+    wide = Constraints(enum=tuple(map(str, range(1000))))
+    fields = tuple(Field(f"f{i}", "string", constraints=wide) for i in range(1002))
+    with pytest.raises(ValueError, match="features"):
+        task(data=Schema((*fields, Field("y", "boolean")), "y"))

@@ -1,0 +1,329 @@
+"""The conversation without any network, and the session file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from client_world import CURATOR, ONION, make_task
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accord.messages import (
+    End,
+    Hello,
+    Pull,
+    Push,
+    Refused,
+    Turn,
+    Wait,
+    Work,
+    decode,
+    encode,
+    vector_to_wire,
+)
+from accord.problems import (
+    AWAY,
+    BAD_SESSION,
+    BAD_WEIGHTS,
+    INTERNAL,
+    KINDS,
+    LOCKED,
+    LOST,
+    NO_SESSION,
+    STALE_TICKET,
+    TOO_HARD,
+    Problem,
+)
+from accord.task import sign
+from client.session import (
+    MOST_REFUSALS,
+    BackOff,
+    Conversation,
+    Over,
+    Pace,
+    Session,
+    Step,
+    hold_session,
+    load_session,
+    save_session,
+)
+
+D, HARDEST = 3, 4
+PACE = Pace(first=1.0, longest=30.0, answer=60.0, patience=600.0)
+DELTA = np.array([0.1, 0.2, 0.3], dtype=np.float32)
+
+
+def talk(money: int = 1000) -> Conversation:
+    return Conversation(ONION, b"t" * 32, D, HARDEST, lambda: money > 0, PACE)
+
+
+def work(ticket: int = 1, **changes: object) -> Work:
+    parts: dict[str, object] = {"ticket": bytes([ticket]) * 16, "lock": b"l",
+                                "weights": vector_to_wire(np.ones(D)), "difficulty": 2}  # fmt: skip
+    return Work(**{**parts, **changes})  # type: ignore[arg-type]
+
+
+def test_hello_pull_work_push_receipt() -> None:
+    it = talk()
+    assert it.connected(0.0) == Hello(b"t" * 32)
+    assert it.sending(0.0) == Pull()
+    assert it.sending(0.0) is None
+    step = it.receive(Turn(b"", work(1)), 1.0)
+    assert isinstance(step, Step) and step.difficulty == 2 and (step.weights == 1).all()
+    assert it.sending(1e6) is None and it.wake(1e6) == math.inf
+    it.answer(b"s", DELTA, 5.0)
+    push = it.sending(5.0)
+    assert push == Push(b"\x01" * 16, b"s", vector_to_wire(DELTA))
+    assert isinstance(it.receive(Turn(b"\x01" * 16, work(2)), 6.0), Step)
+    assert it.updates == 1
+
+
+def working() -> tuple[Conversation, Push]:
+    it = talk()
+    it.connected(0.0)
+    it.sending(0.0)
+    it.receive(Turn(b"", work(1)), 0.0)
+    it.answer(b"s", DELTA, 0.0)
+    push = it.sending(0.0)
+    assert isinstance(push, Push)
+    return it, push
+
+
+def test_a_push_without_answer_is_sent_again_on_the_next_connection() -> None:
+    it, push = working()
+    it.connected(9.0)
+    assert it.sending(9.0) == push
+
+
+def test_a_wait_keeps_the_message() -> None:
+    it, push = working()
+    assert it.receive(Turn(b"", Wait("round-open", 1, 3, 10.0)), 1.0) == Wait(
+        "round-open", 1, 3, 10.0)
+    assert it.sending(10.9) is None and it.sending(11.0) == push
+    # The other case: acknowledged, and nothing to do yet; and a Turn that nobody asked for.
+    it.receive(Turn(push.ticket, Wait("too-few-clients", 1, 3, 10.0)), 12.0)
+    assert it.updates == 1 and it.sending(22.0) == Pull()
+    assert isinstance(it.receive(Turn(b"", work(2)), 23.0), Step)
+
+
+def test_a_wait_is_neither_a_storm_nor_for_ever() -> None:
+    for seconds, due in ((0.0, 1.0), (1e9, 30.0)):
+        it = talk()
+        it.connected(0.0)
+        it.sending(0.0)
+        it.receive(Turn(b"", Wait("round-open", 1, 2, seconds)), 0.0)
+        assert it.wake(0.0) == due
+
+
+def test_a_stale_ticket_is_dropped() -> None:
+    it, _ = working()
+    assert it.receive(Turn(b"", Refused("stale-ticket", {})), 1.0) is None
+    assert it.sending(1.0) == Pull() and it.updates == 0
+
+
+def test_refusals_without_end_do_end() -> None:
+    it = talk()
+    for n in range(MOST_REFUSALS):
+        it.connected(float(n))
+        it.sending(float(n))
+        assert isinstance(it.receive(Turn(b"", work(n)), 0.0), Step)
+        it.answer(b"s", DELTA, 0.0)
+        assert it.sending(float(n)) is not None
+        if n < MOST_REFUSALS - 1:
+            it.receive(Turn(b"", Refused("stale-ticket", {})), float(n))
+    with pytest.raises(Problem) as caught:
+        it.receive(Turn(b"", Refused("stale-ticket", {})), 0.0)
+    assert caught.value.kind is STALE_TICKET and it.sending(1e9) is None
+
+
+def test_a_brokers_own_mistake_keeps_the_push() -> None:
+    it, push = working()
+    it.receive(Turn(b"", Refused(INTERNAL.code, {})), 0.0)
+    assert it.sending(0.5) is None and it.sending(10.0) == push
+
+
+def test_work_that_crosses_is_not_paid_for_twice() -> None:
+    it = talk()
+    it.connected(0.0)
+    it.sending(0.0)
+    assert isinstance(it.receive(Turn(b"", work(1)), 0.0), Step)
+    assert it.receive(Turn(b"", work(1)), 0.0) is None
+    assert it.receive(Turn(b"", work(2)), 0.0) is None
+    it.answer(b"s", DELTA, 0.0)
+    it.sending(0.0)
+    assert it.receive(Turn(b"", work(1)), 0.0) is None
+
+
+def test_no_money_no_work() -> None:
+    it = talk(money=0)
+    it.connected(0.0)
+    it.sending(0.0)
+    assert it.receive(Turn(b"", work()), 0.0) == Over("budget-spent")
+    assert it.sending(1e9) is None
+    # Our last update is in a round that is open: we stay for it.
+    it = talk(money=0)
+    assert isinstance(it.receive(Turn(b"", Wait("round-open", 1, 2, 1.0)), 0.0), Wait)
+
+
+@pytest.mark.parametrize("end", [End(), Refused("ended", {})])
+def test_the_end(end: End | Refused) -> None:
+    it, push = working()
+    assert it.receive(Turn(push.ticket, end), 0.0) == Over("ended")
+    assert it.updates == 1 and it.sending(1e9) is None
+
+
+@pytest.mark.parametrize(("bad", "kind"), [
+    (work(difficulty=HARDEST + 1), TOO_HARD),
+    (work(weights=b""), BAD_WEIGHTS),
+    (work(weights=vector_to_wire(np.ones(D + 1))), BAD_WEIGHTS),
+    (work(weights=vector_to_wire(np.array([1, np.inf, 0]))), BAD_WEIGHTS),
+])  # fmt: skip
+def test_a_bad_ticket_ends_it_before_anything_is_spent(bad: Work, kind: object) -> None:
+    it = talk()
+    it.connected(0.0)
+    it.sending(0.0)
+    with pytest.raises(Problem) as caught:
+        it.receive(Turn(b"", bad), 0.0)
+    assert caught.value.kind is kind
+    assert it.sending(1e9) is None
+    assert it.receive(Turn(b"", work()), 0.0) is None
+
+
+def test_a_silent_broker_counts_as_gone() -> None:
+    it = talk()
+    it.connected(0.0)
+    it.sending(0.0)
+    assert it.wake(0.0) == 60.0
+    assert it.sending(60.0) == Pull()
+    with pytest.raises(Problem) as caught:
+        it.wake(120.0)
+    assert caught.value.kind is AWAY
+
+
+def test_backing_off_and_giving_up() -> None:
+    it = BackOff(ONION, PACE)
+    waits = [it.again(0.0, 0.5) for _ in range(7)]
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert it.again(0.0, 0.0) == 15.0 and it.again(0.0, 1.0) == 45.0
+    assert it.again(599.0, 1.0) == 1.0
+    with pytest.raises(Problem) as caught:
+        it.again(600.0, 0.0)
+    assert caught.value.kind is LOST and "600 s" in caught.value.sentence
+    it.answered()
+    assert it.again(1000.0, 0.5) == 1.0
+
+
+# -- whatever a broker says ------------------------------------------------------------------
+
+TICKETS = st.sampled_from([bytes([n]) * 16 for n in range(3)])
+VECTORS = st.one_of(
+    st.binary(max_size=4 * D + 4),
+    st.just(vector_to_wire(np.ones(D))),
+    st.just(vector_to_wire(np.array([1.0, np.nan, 0.0]))),
+)
+NEXT = st.one_of(
+    st.builds(Work, ticket=TICKETS, weights=VECTORS, lock=st.just(b"l"),
+              difficulty=st.integers(0, 6)),
+    st.builds(Wait, why=st.sampled_from([*KINDS, "?"]), have=st.integers(0, 9),
+              need=st.integers(0, 9), seconds=st.sampled_from([0.0, 5.0, 1e9])),
+    st.just(End()),
+    st.builds(Refused, code=st.sampled_from([*KINDS, "?"]), numbers=st.dictionaries(
+        st.sampled_from(["have", "need", "dimension", "kind", "self", ""]),
+        st.integers(-(2**63), 2**64 - 1), max_size=4)),
+)  # fmt: skip
+TURNS = st.builds(Turn, receipt=st.one_of(st.just(b""), TICKETS), next=NEXT)
+ACTS = st.one_of(TURNS, st.sampled_from(["made", "cut", "time"]))
+
+
+@settings(max_examples=400, deadline=None)
+@given(acts=st.lists(ACTS, max_size=30), money=st.integers(0, 4))
+def test_no_broker_crashes_it_or_makes_it_pay_for_nothing(
+    acts: list[Turn | str], money: int
+) -> None:
+    """Whatever the turns: only Problems are raised; a step is asked for only by a good ticket and
+    with money left; after the end nothing is sent; every message that is sent can be decoded."""
+    left = money
+    now = 0.0
+    it = Conversation(ONION, b"t" * 32, D, HARDEST, lambda: left > 0, PACE)
+    it.connected(now)
+    busy = over = False
+    for act in acts:
+        message = it.sending(now)
+        if message is not None:
+            assert not over and not busy
+            assert decode(encode(message), Pull | Push) == message
+        try:
+            if act == "made":
+                if busy:
+                    it.answer(b"s", DELTA, now)
+                    busy = False
+            elif act == "cut":
+                now += it.lost(now, 0.5)
+                it.connected(now)
+            elif act == "time":
+                now += it.wake(now) if it.wake(now) < math.inf else 1.0
+            else:
+                todo = it.receive(act, now)  # type: ignore[arg-type]
+                if isinstance(todo, Step):
+                    assert not busy and not over and left > 0
+                    told = act.next  # type: ignore[union-attr]
+                    assert isinstance(told, Work) and told.difficulty <= HARDEST
+                    assert todo.weights.shape == (D,) and np.isfinite(todo.weights).all()
+                    left -= 1
+                    busy = True
+                over = over or isinstance(todo, Over)
+        except Problem as problem:
+            if problem.kind not in (AWAY, LOST):
+                over = True
+                busy = False
+        if over:
+            assert it.sending(now + 1e9) is None
+    assert left >= 0
+
+
+# -- the file --------------------------------------------------------------------------------
+
+
+def session(**changes: object) -> Session:
+    parts: dict[str, object] = {
+        "onion": ONION, "task": sign(make_task(), CURATOR), "data": "/x/mine.csv",
+        "fingerprint": "ab" * 32, "epsilon": 1.0, "batch": 50, "min_clients": 5, "budget": 8.0,
+        "delta": 1e-6, "max_difficulty": 6, "ledger": "/x", "output": "/x/m",
+        "token": b"secret-token-of-32-bytes-exactly"}  # fmt: skip
+    return Session(**{**parts, **changes})  # type: ignore[arg-type]
+
+
+def test_the_file_comes_back_as_it_was_and_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    save_session(path, session())
+    assert load_session(path) == session()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "secret" not in repr(session()) and "secret" not in str(session())
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b"\xff", b"[" * 100_000, b'{"version":2}', b"null"])
+def test_a_file_that_is_no_session(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "s.json"
+    path.write_bytes(raw)
+    with pytest.raises(Problem) as caught:
+        load_session(path)
+    assert caught.value.kind is BAD_SESSION
+
+
+def test_no_file_is_no_session(tmp_path: Path) -> None:
+    with pytest.raises(Problem) as caught:
+        load_session(tmp_path / "s.json")
+    assert caught.value.kind is NO_SESSION
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    with hold_session(path):
+        with pytest.raises(Problem) as caught, hold_session(path):
+            pass
+        assert caught.value.kind is LOCKED
+    with hold_session(path):
+        pass
