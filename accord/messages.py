@@ -196,7 +196,7 @@ class Refused(Struct, frozen=True, forbid_unknown_fields=True, tag="refused"):
     """A refusal: a code of :mod:`accord.problems` and the whole numbers of its sentence."""
 
     code: Code
-    numbers: Annotated[dict[Annotated[str, Meta(max_length=20)], int], Meta(max_length=4)]
+    numbers: Annotated[dict[Annotated[str, Meta(max_length=20)], Count], Meta(max_length=4)]
 
     def problem(self) -> PeerProblem:
         """The exception that this refusal stands for."""

@@ -12,10 +12,12 @@ its length.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -28,6 +30,8 @@ from accord.problems import BAD_MODEL, PeerProblem
 from accord.task import Task, open_task
 
 FORMAT: Final = "tormentor model 1"
+_COUNT: Final = re.compile(r"0|[1-9][0-9]{0,15}")
+_ENDED_LETTERS: Final = 40
 MODEL_LIMIT: Final = 4 * MAX_DIMENSION + 8 * TASK_LIMIT
 """Largest model file, in bytes: the weights, and a task whose JSON is escaped once more."""
 
@@ -107,7 +111,8 @@ def read_model(raw: bytes, path: str, onion: str | None = None) -> Model:
     try:
         metadata = _metadata(raw)
         tensors = safetensors.numpy.load(raw)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, UnicodeDecodeError):
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError,
+            OverflowError, MemoryError, RecursionError, struct.error):  # fmt: skip
         raise bad("it is not a safetensors file") from None
     if metadata.get("format") != FORMAT:
         raise bad("it is not a TorMentor model")
@@ -126,7 +131,8 @@ def read_model(raw: bytes, path: str, onion: str | None = None) -> Model:
         to_verify = _signed(address, signed, weights.tobytes(), updates, ended)
         key.verify(bytes.fromhex(metadata["signature"]), to_verify)
         task = open_task(signed, address)
-        count = int(updates)
+        if not _COUNT.fullmatch(updates) or len(ended) > _ENDED_LETTERS:
+            raise ValueError("a count or a reason that no broker writes")
     except InvalidSignature:
         raise bad("the signature is wrong") from None
     except Exception as error:
@@ -136,13 +142,11 @@ def read_model(raw: bytes, path: str, onion: str | None = None) -> Model:
         raise bad(f"it was signed by another address, {address}")
     if weights.shape != (task.dimension,) or not np.isfinite(weights).all():
         raise bad("its weights do not fit its task")
-    return Model(address, task, signed, weights.astype(np.float64), count, ended)
+    return Model(address, task, signed, weights.astype(np.float64), int(updates), ended)
 
 
 def _metadata(raw: bytes) -> dict[str, str]:
     """The metadata of safetensors bytes (the library reads it from files only)."""
-    import msgspec
-
     (length,) = struct.unpack_from("<Q", raw)
     if length > len(raw) - 8:
         raise ValueError("header longer than the file")

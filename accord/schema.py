@@ -300,10 +300,8 @@ def _numbers(column: Field, cells: Sequence[str], path: str) -> np.ndarray:
             raise _bad(path, row, column.name, f"'{text[:40]}' is not {what}")
         values[row] = value
     low, high = column.constraints.minimum, column.constraints.maximum
-    for bound, outside, word in ((low, -1, "below"), (high, 1, "above")):
-        if bound is not None:
-            wrong = np.flatnonzero((values - bound) * outside > 0).tolist()
-            if wrong:
-                text = cells[wrong[0]].strip()
-                raise _bad(path, wrong[0], column.name, f"{text} is {word} {bound:g}")
+    for bound, outside, word in ((low, np.less, "below"), (high, np.greater, "above")):
+        if bound is not None and (wrong := np.flatnonzero(outside(values, bound)).tolist()):
+            text = cells[wrong[0]].strip()[:40]
+            raise _bad(path, wrong[0], column.name, f"{text} is {word} {bound:.12g}")
     return values

@@ -140,22 +140,17 @@ class Agent:
         Raises:
             Problem: whatever ends it before.
         """
-        meter = asyncio.create_task(self._meter())
-        try:
-            begin = self.session.outcome is None
-            if begin and not (self._can_pay() and await self._take_part()):
-                await self._keep(outcome="budget-spent")
-                self._tell(Spent())
-            if self.session.outcome == "budget-spent":
-                if not self._wait:
-                    return "budget-spent"
-                await self._until_published()
-            await self._collect()
-            await self._keep(outcome="published")
-            return "published"
-        finally:
-            meter.cancel()
-            await asyncio.gather(meter, return_exceptions=True)
+        begin = self.session.outcome is None
+        if begin and not (self._can_pay() and await self._take_part()):
+            await self._keep(outcome="budget-spent")
+            self._tell(Spent())
+        if self.session.outcome == "budget-spent":
+            if not self._wait:
+                return "budget-spent"
+            await self._until_published()
+        await self._collect()
+        await self._keep(outcome="published")
+        return "published"
 
     async def _keep(self, **changes: object) -> None:
         self.session = replace(self.session, **changes)
@@ -182,22 +177,29 @@ class Agent:
                 if problem.kind not in (AWAY, INTERNAL, *more):
                     raise
                 pause = back_off.again(_now(), _random())
-                self._tell(Reconnecting(_why(problem), pause))
+                if problem.kind not in more:
+                    self._tell(Reconnecting(_why(problem), pause))
             await asyncio.sleep(pause)
 
     async def _take_part(self) -> bool:
         """In at the door and train; True when training has ended, False when out of budget."""
         if self.session.token is None:
             await self._enter()
+        meter = asyncio.create_task(self._meter())
         try:
-            return await self._train()
+            ended = await self._train()
         except Problem as problem:
             if problem.kind is UNKNOWN_CLIENT:
                 # That name is good for nothing any more: the same command starts at the door.
                 await self._keep(puzzle=None, solution=None, token=None)
             raise
         finally:
+            meter.cancel()
             await self._put_down()
+            await asyncio.gather(meter, return_exceptions=True)
+        if self._updates:
+            await self._reckon()
+        return ended
 
     async def _enter(self) -> None:
         refusal = Problem(NOT_SOLVED)
@@ -373,10 +375,14 @@ class Agent:
         while True:
             await self._news.wait()
             self._news.clear()
-            updates, counts, began = self._updates, self._counts, _now()
-            total = await asyncio.to_thread(epsilon_total, counts, self.session.delta)
-            self._tell(Update(updates, total))
+            began = _now()
+            await self._reckon()
             await asyncio.sleep(max(_TELL, _SHARE * (_now() - began)))
+
+    async def _reckon(self) -> None:
+        updates = self._updates
+        total = await asyncio.to_thread(epsilon_total, self._counts, self.session.delta)
+        self._tell(Update(updates, total))
 
 
 async def _say_goodbye(socket: WebSocket) -> None:

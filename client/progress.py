@@ -72,7 +72,8 @@ def words(event: Event, budget: float) -> str:
                 return PeerProblem(KINDS[why], have=have, need=need).sentence
             return "The broker asks us to wait."
         case Update(updates=updates, epsilon=epsilon):
-            return f"Training: {updates:,} updates, epsilon {epsilon:.3g} of {budget:g} spent."
+            many = "" if updates == 1 else "s"
+            return f"Training: {updates:,} update{many}, epsilon {epsilon:.3g} of {budget:g} spent."
         case Reconnecting(why=why, seconds=pause):
             return f"No connection ({why}); trying again in {pause:.0f} s."
         case Spent():

@@ -49,10 +49,10 @@ from accord.problems import (
     Problem,
 )
 from accord.table import read_table
-from accord.task import sign
+from accord.task import sign, task_id
 from curator.definition import curator_key, read_definition
 from curator.draft import draft
-from curator.watch import follow, get_status, progress, words
+from curator.watch import follow, get_from_model, get_status, progress, words
 
 APPEAR: Final = 180.0
 """Seconds for a new onion to be found; on a slow day its descriptor takes two minutes."""
@@ -121,8 +121,8 @@ async def curate(
         say(f"The broker has the task. The model's address is {onion}")
         async with circuit(way, onion) as model_circuit:
             await _appear(model_circuit, order.signed)
-            told = {"onion": onion, "task": str(task), "curator": order.signed.curator.hex(),
-                    "join": order.join(onion)}  # fmt: skip
+            told = {"onion": onion, "task": task_id(order.signed),
+                    "curator": order.signed.curator.hex(), "join": order.join(onion)}  # fmt: skip
             if not watch:
                 result(told, as_json, lambda: _invitation(told))
                 return
@@ -241,7 +241,7 @@ async def status(*, onion: str, watch: bool, as_json: bool, state: Path, tor: To
 @command
 @click.argument("onion")
 @click.option("--output", metavar="FILE", type=_file,
-              help="Where the model is written.  [ONION.safetensors]")
+              help="Where the model is written.  [model-ONION.safetensors]")
 @json_option
 @state_option
 @tor_options
@@ -269,9 +269,9 @@ async def _fetch(model_circuit: Circuit, output: Path | None) -> tuple[Model, Pa
     """Fetch, verify and only then save a model."""
     onion = model_circuit.onion
     say("Fetching the model ...")
-    raw = await model_circuit.get("/model", MODEL_LIMIT)
+    raw = await get_from_model(model_circuit, "/model", MODEL_LIMIT)
     model = read_model(raw, f"{onion}/model", onion)
-    path = output or Path(f"{onion.removesuffix('.onion')}.safetensors")
+    path = output or Path(f"model-{onion[:16]}.safetensors")
     write_whole(path, raw)
     return model, path
 

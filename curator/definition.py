@@ -113,8 +113,8 @@ def _check(value: object, hint: Any, place: str) -> None:
     if item is not None and isinstance(value, list):
         for number, entry in enumerate(value, 1):
             name = entry.get("name") if isinstance(entry, dict) else None
-            called = f"number {number}" if not isinstance(name, str) else _shown(name)
-            _check(entry, item, f"{place}, {called}")
+            called = name[:40] if isinstance(name, str) else f"number {number}"
+            _check(entry, item, f"{place}[{called}]")
     try:
         msgspec.convert(value, hint)
     except msgspec.ValidationError as error:

@@ -30,6 +30,9 @@ MAX_VALUES: Final = 50
 """A text column with more different values is no category, and is left out."""
 _NAME_LETTERS: Final = 100
 _HUGE: Final = 1e100
+_TAIL: Final = 5.0
+"""A tail is long when it reaches beyond so many standard deviations from the mean."""
+_LONG: Final = 10
 _YES: Final = ("yes", "true", "1", "y", "positive", "pos", "+")
 _BOOLEANS: Final = frozenset({"true", "false", "yes", "no", "0", "1"})
 
@@ -249,10 +252,12 @@ def _range(numbers: np.ndarray) -> list[str]:
 def constants(numbers: np.ndarray) -> tuple[float, float, float, float]:
     """Public constants for a column: minimum, maximum, center, scale.
 
-    The range is the column's own with a tenth more on either side, rounded outwards to its
-    leading digit, and not extended below 0 for numbers that never are. The scale is the standard
-    deviation to 3 significant digits; the center is the mean, rounded where the scale is: a mean
-    of 2015 years with a deviation of 2 needs its fourth digit.
+    The range is to find cells that cannot be right, and must not refuse others' rows that are only
+    unlike one's own: it is the column's own, as much again on either side, ten times as much
+    where the tail is long, rounded outwards to its width's leading digit, and not extended below
+    0 for numbers that never are. The scale is the standard deviation to 3 significant digits; the
+    center is the mean, rounded where the scale is: a mean of 2015 years with a deviation of 2
+    needs its fourth digit.
     """
     low, high = float(numbers.min()), float(numbers.max())
     deviation = float(numbers.std())
@@ -261,14 +266,15 @@ def constants(numbers: np.ndarray) -> tuple[float, float, float, float]:
         span = max(1.0, abs(high))  # the same in every row, or nearly: any range will do
         deviation = 1.0
     step = Decimal(10) ** math.floor(math.log10(span))
-    margin = Decimal(span) / 10
-    least = (Decimal(low) - margin) / step
-    most = (Decimal(high) + margin) / step
+    mean = float(numbers.mean())
+    below = Decimal(span) * (_LONG if mean - low > _TAIL * deviation else 1)
+    above = Decimal(span) * (_LONG if high - mean > _TAIL * deviation else 1)
+    least, most = (Decimal(low) - below) / step, (Decimal(high) + above) / step
     least, most = least.to_integral_value(ROUND_FLOOR), most.to_integral_value(ROUND_CEILING)
     if low >= 0:
         least = max(least, Decimal(0))
     places = 2 - math.floor(math.log10(deviation))
-    center = round(float(numbers.mean()), places)
+    center = round(mean, places)
     return float(least * step), float(most * step), center, float(f"{deviation:.3g}")
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from accord.circuit import Circuit
 from accord.console import plain, say, unless_away
-from accord.messages import Status, decode
+from accord.messages import SMALL_LIMIT, Status, decode
 from accord.problems import AWAY, BAD_OPTION, LOST, NOT_FOUND, Problem
 
 POLL: Final = 1.0
@@ -45,11 +45,20 @@ async def get_status(circuit: Circuit) -> Status:
     """A model's status.
 
     Raises:
+        Problem: as :func:`get_from_model`.
+    """
+    return decode(await get_from_model(circuit, "/status"), Status)
+
+
+async def get_from_model(circuit: Circuit, path: str, limit: int = SMALL_LIMIT) -> bytes:
+    """What a model has at a path that every model has.
+
+    Raises:
         Problem: ``BAD_OPTION`` when the address is a broker's own and no model's; whatever a
             :class:`~accord.circuit.Circuit` raises.
     """
     try:
-        return decode(await circuit.get("/status"), Status)
+        return await circuit.get(path, limit)
     except Problem as problem:
         if problem.kind is NOT_FOUND:
             raise Problem(
@@ -127,7 +136,7 @@ def words(status: Status, errors: list[float] | None = None) -> str:
     lines = [
         (plain(status.title).replace("\n", " "), ""),
         ("Phase", f"{phase}, for {duration(status.seconds)}"),
-        ("Clients", f"{status.clients} active, {status.needed or 'not yet known how many'} needed"),
+        ("Clients", f"{status.clients} active, {status.needed} needed"),
         ("Updates", f"{status.updates:,} of {status.max_updates:,}"),
     ]
     if status.error is not None:
@@ -136,7 +145,7 @@ def words(status: Status, errors: list[float] | None = None) -> str:
     if errors and len(errors) > 1:
         lines.append(("", sparkline(errors)))
     if status.rounds:
-        lines.append(("Rounds", f"{status.rounds:,} completed, {status.strikes:,} strikes given"))
+        lines.append(("Rounds", f"{status.rounds:,} completed; strikes given: {status.strikes:,}"))
     return "\n".join([lines[0][0], *(f"  {name:<8} {text}" for name, text in lines[1:])])
 
 

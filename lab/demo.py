@@ -266,7 +266,7 @@ class Command:
         assert output is not None
         while line := await output.readline():
             event = json.loads(line)
-            if "error" in event:
+            if "sentence" in event:
                 raise self._failure(event)
             yield event
 

@@ -47,8 +47,6 @@ vote would be V3AuthVotingInterval later."""
 
 _PRIVATE: Final = """\
 TestingTorNetwork 1
-# Any relay may be a guard: there are few.
-EnforceDistinctSubnets 0
 AssumeReachable 1
 PathsNeededToBuildCircuits 0.67
 """

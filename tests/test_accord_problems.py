@@ -1,4 +1,4 @@
-"""Every refusal once: well formed, with a code of its own, and harmless when a stranger sends it."""
+"""Every refusal once: well formed, with its own code, and harmless when a stranger sends it."""
 
 from __future__ import annotations
 

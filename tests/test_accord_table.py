@@ -47,7 +47,9 @@ def test_quotes_hold_delimiters_quotes_and_lines(tmp_path: Path) -> None:
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00\r"),
                         max_size=8), min_size=1, max_size=10))  # fmt: skip
-def test_what_csv_writes_is_read(tmp_path_factory: pytest.TempPathFactory, cells: list[str]) -> None:
+def test_what_csv_writes_is_read(
+    tmp_path_factory: pytest.TempPathFactory, cells: list[str]
+) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([["first", "n"], *([cell, str(i)] for i, cell in enumerate(cells))])

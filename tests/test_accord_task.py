@@ -69,7 +69,8 @@ def test_a_task_and_its_canonical_bytes_are_the_same_thing() -> None:
 SETTINGS = st.builds(
     Training, step=st.floats(1e-9, 1e9), clip=st.floats(1e-9, 1e9),
     schedule=st.sampled_from(["constant", "1/t", "1/sqrt(t)"]),
-    target_error=st.none() | st.floats(0, 1), patience=st.none() | st.integers(1, 10**8))  # fmt: skip
+    target_error=st.none() | st.floats(0, 1),
+    patience=st.none() | st.integers(1, 10**8))  # fmt: skip
 
 
 @given(SETTINGS, st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200))

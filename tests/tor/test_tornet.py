@@ -287,7 +287,7 @@ def test_the_process_of_somebody_else_is_never_taken_for_a_tor(tmp_path: Path) -
 
 async def test_a_node_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lab.tornet._AUTHORITY", "Nonsense {dir_port}\n")
-    with pytest.raises(Problem, match="authority.*Nonsense") as caught:
+    with pytest.raises(Problem, match=r"authority.*Nonsense") as caught:
         await TorNetwork(tmp_path).up()
     assert caught.value.kind is TOR_FAILED
     assert tors_of(tmp_path) == []

@@ -1,0 +1,508 @@
+"""join, solve, predict, verify as a person types them, against a stand-in for a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from client_world import CURATOR, HEADER, ONION, SEED, StandIn, make_task, write_rows
+
+import tormentor
+from accord.files import write_whole
+from accord.messages import SignedTask, encode
+from accord.model_file import read_model, write_model
+from accord.task import sign
+from client import agent
+from client.session import load_session, save_session
+
+ROOT = Path(__file__).parent.parent
+ROW = "30,50,true,north,yes"
+
+
+@dataclass
+class World:
+    """A stand-in that serves in a thread, and a person's directory."""
+
+    broker: StandIn
+    home: Path
+    port: int = 0
+
+    def arguments(self, command: str, *more: object) -> list[str]:
+        tor = ["--tor", "none", "--direct", f"127.0.0.1:{self.port}", "--state",
+               str(self.home / "state")]  # fmt: skip
+        return [command, *(str(m) for m in more), *tor]
+
+    def run(self, command: str, *more: object) -> Result:
+        return CliRunner().invoke(tormentor.main, self.arguments(command, *more))
+
+    def start(self, command: str, *more: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tormentor", *self.arguments(command, *more)], cwd=ROOT,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+    @property
+    def data(self) -> Path:
+        path = self.home / "mine.csv"
+        return path if path.exists() else write_rows(path)
+
+    @property
+    def session(self) -> Path:
+        return self.home / "state" / "sessions" / f"{ONION}.json"
+
+    @property
+    def model(self) -> Path:
+        return self.home / "model.safetensors"
+
+    def join(self, *more: object) -> Result:
+        return self.run("join", ONION, "--data", self.data, "--epsilon", 1, "--min-clients", 2,
+                        "--output", self.model, *more)  # fmt: skip
+
+    def paid(self) -> int:
+        (file,) = (self.home / "state" / "ledgers").glob("*.ledger")
+        return sum(b" spend " in line for line in file.read_bytes().splitlines())
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    broker = StandIn()
+    it = World(broker, tmp_path)
+    loop = asyncio.new_event_loop()
+    ready, stop = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with broker.serve():
+            it.port = broker.port
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert ready.wait(5)
+    yield it
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(5)
+    loop.close()
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def refused(result: Result, status: int, code: str) -> None:
+    """It ended with one sentence, for machines on standard output, and the status."""
+    assert result.exit_code == status, result.output
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert told["error"] == code
+    assert len(told["sentence"].splitlines()) == 1
+    assert "Traceback" not in result.output
+
+
+# -- the whole way ---------------------------------------------------------------------------
+
+
+def test_from_join_to_predict(world: World) -> None:
+    joined = world.join()
+    assert joined.exit_code == 0, joined.output
+    told = joined.stderr
+    for part in ("Who pays?", "A task of the tests.", CURATOR.public_key().public_bytes_raw().hex(),
+                 "age", "0 ... 120", "north | south", "in years", "(the answer)",
+                 "10 updates", "One update costs", "The budget buys", "What is sent",
+                 "What never is"):
+        assert part in told
+    assert f"tormentor solve {ONION}" in joined.stdout
+    assert world.session.stat().st_mode & 0o777 == 0o600
+    # Joining asks, and sends nothing of ours.
+    assert [path for path, _, _ in world.broker.heard] == ["/task", "/puzzle"]
+
+    world.broker.waits = 1
+    solved = world.run("solve", "--json")
+    assert solved.exit_code == 0, solved.output
+    events = lines(solved.stdout)
+    assert [e["event"] for e in events if e["event"] in ("admitted", "waiting")] == [
+        "admitted", "waiting"]
+    assert {"event": "waiting", "why": "too-few-clients", "have": 1, "need": 2} in events
+    end = events[-1]
+    assert set(end) == {"event", "outcome", "updates", "epsilon_total", "delta", "epsilon", "batch",
+                        "rows", "min_clients", "model", "seconds"}  # fmt: skip
+    assert (end["event"], end["outcome"], end["updates"]) == ("end", "published", 5)
+    assert (end["epsilon"], end["batch"], end["rows"], end["min_clients"]) == (1.0, 50, 211, 2)
+    assert end["model"] == str(world.model) and 0 < end["epsilon_total"] < 8  # type: ignore[operator]
+    assert read_model(world.model.read_bytes(), "it", ONION).updates == 5
+
+    verified = world_free("verify", world.model, "--onion", ONION)
+    assert verified.exit_code == 0 and "signed this model" in verified.stdout
+    answers = world.home / "answers.csv"
+    predicted = world_free("predict", world.model, "--data", world.data, "--output", answers)
+    assert predicted.exit_code == 0 and "Error on these rows" in predicted.stderr
+    table = answers.read_text().splitlines()
+    assert table[0] == "row,probability,answer" and len(table) == 212
+    assert {line.split(",")[2] for line in table[1:]} <= {"yes", "no"}
+
+    again = world.run("solve", "--json")
+    refused(again, 2, "no-session")
+
+
+def world_free(*arguments: object) -> Result:
+    return CliRunner().invoke(tormentor.main, [str(a) for a in arguments])
+
+
+def test_join_and_solve_in_one(world: World) -> None:
+    done = world.join("--solve", "--json", "--curator",
+                      CURATOR.public_key().public_bytes_raw().hex().upper())  # fmt: skip
+    assert done.exit_code == 0, done.output
+    events = [e["event"] for e in lines(done.stdout)]
+    assert events[0] == "joined" and events[-1] == "end"
+
+
+def test_a_curators_text_commands_no_terminal(world: World) -> None:
+    task = make_task(description="red \x1b[31m alert \x07")
+    world.broker.task_bytes = encode(sign(task, CURATOR))
+    joined = world.join()
+    assert joined.exit_code == 0 and "\x1b" not in joined.output and "\x07" not in joined.output
+
+
+def test_a_spent_budget_and_nobody_waits(world: World) -> None:
+    world.broker.publish_after = 10_000
+    assert world.join("--budget", 1).exit_code == 0
+    spent = world.run("solve", "--no-wait", "--json")
+    assert spent.exit_code == 10, spent.output
+    events = lines(spent.stdout)
+    assert events[-1]["outcome"] == "budget-spent" and events[-1]["model"] is None
+    assert events[-1]["updates"] == world.paid() == world.broker.updates
+    assert world.broker.left == 1
+    world.broker.finish()
+    assert world.run("solve").exit_code == 0
+    assert world.model.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_and_run_again(world: World, number: signal.Signals) -> None:
+    world.broker.publish_after = 10_000
+    assert world.join().exit_code == 0
+    process = world.start("solve", "--json")
+    until(lambda: world.broker.updates >= 3)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == (-9 if number is signal.SIGKILL else 130), err
+    assert "Traceback" not in err
+    assert all(isinstance(line, dict) for line in lines(out))
+    before, updates = world.paid(), world.broker.updates
+    assert updates <= before <= updates + 1
+    world.broker.publish_after = updates + 2
+    again = world.run("solve", "--json")
+    assert again.exit_code == 0, again.output
+    assert len(world.broker.tokens) == 1
+    assert lines(again.stdout)[-1]["updates"] == before + 2 == world.paid()
+
+
+def until(condition: object, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# -- what a person gets wrong ----------------------------------------------------------------
+
+TYPED: dict[str, tuple[list[object], str]] = {
+    "epsilon zero": (["--epsilon", 0], "bad-option"),
+    "epsilon negative": (["--epsilon", -1], "bad-option"),
+    "epsilon NaN": (["--epsilon", "nan"], "bad-option"),
+    "epsilon infinite": (["--epsilon", "inf"], "bad-option"),
+    "budget zero": (["--budget", 0], "bad-option"),
+    "k zero": (["--min-clients", 0], "bad-option"),
+    "batch zero": (["--batch", 0], "bad-option"),
+    "delta zero": (["--delta", 0], "bad-option"),
+    "delta one": (["--delta", 1], "bad-option"),
+    "delta NaN": (["--delta", "nan"], "bad-option"),
+    "no key": (["--curator", "abc"], "bad-option"),
+    "difficulty": (["--max-difficulty", -1], "bad-option"),
+    "patience": (["--patience", "nan"], "bad-option"),
+    "output nowhere": (["--output", "/nowhere/at/all/m"], "bad-option"),
+    "session nowhere": (["--session", "/nowhere/at/all/s"], "bad-option"),
+}
+
+
+def untouched(world: World) -> None:
+    """Nothing was written but, perhaps, an empty directory."""
+    assert not [p for p in (world.home / "state").rglob("*") if p.is_file()]
+    assert not world.model.exists()
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_typed_wrongly(world: World, name: str) -> None:
+    arguments, code = TYPED[name]
+    refused(world.join(*arguments, "--json"), 2, code)
+    assert world.broker.heard == []
+    untouched(world)
+
+
+@pytest.mark.parametrize("address", ["example.com", "a" * 56 + ".onion", "", "x.onion\x1b[2J"])
+def test_not_an_onion(world: World, address: str) -> None:
+    refused(world.run("join", address, "--data", world.data, "--epsilon", 1, "--min-clients", 2,
+                      "--json"), 2, "not-an-onion")  # fmt: skip
+    refused(world.run("solve", address or "x", "--json"), 2, "not-an-onion")
+    untouched(world)
+
+
+FILES: dict[str, tuple[str | None, str, bool]] = {
+    # content, code, whether the task is needed to know
+    "missing": (None, "no-file", False),
+    "empty": ("", "empty-file", False),
+    "header only": (HEADER + "\n", "empty-file", False),
+    "torn": (f"{HEADER}\n{ROW}\n30,50\n", "bad-table", False),
+    "too few rows": (f"{HEADER}\n{ROW}\n{ROW}\n", "too-few-rows", False),
+    "wrong header": ("a,b,c,d,e\n" + f"{ROW}\n" * 60, "missing-column", True),
+    "unknown column": (f"{HEADER},extra\n" + f"{ROW},1\n" * 60, "unknown-column", True),
+    "text": (f"{HEADER}\n" + f"{ROW}\n" * 60 + "old,50,true,north,no\n", "bad-cell", True),
+    "NaN": (f"{HEADER}\n" + f"{ROW}\n" * 60 + "30,nan,true,north,no\n", "bad-cell", True),
+    "one class": (f"{HEADER}\n" + f"{ROW}\n" * 60, "one-class", True),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_wrong_data(world: World, name: str) -> None:
+    content, code, needs_task = FILES[name]
+    path = world.home / "other.csv"
+    if content is not None:
+        path.write_text(content)
+    refused(world.join("--data", path, "--json"), 3, code)
+    assert bool(world.broker.heard) == needs_task
+    untouched(world)
+
+
+def test_a_refusal_in_words_is_one_sentence(world: World) -> None:
+    told = world.join("--epsilon", 0)
+    assert told.exit_code == 2 and told.stdout == ""
+    assert told.stderr.startswith("Error: --epsilon must be") and told.stderr.count("\n") == 1
+
+
+def test_k_above_the_tasks_maximum(world: World) -> None:
+    refused(world.join("--min-clients", 11, "--json"), 2, "bad-option")
+    untouched(world)
+
+
+def test_a_budget_that_buys_nothing(world: World) -> None:
+    refused(world.join("--epsilon", 100, "--budget", 0.1, "--json"), 10, "budget-small")
+    assert not world.session.exists()
+
+
+def test_nobody_there(world: World) -> None:
+    world.port = 1
+    refused(world.join("--patience", 0, "--json"), 6, "away")
+    untouched(world)
+
+
+def test_an_untrusted_task(world: World) -> None:
+    refused(world.join("--curator", "ab" * 32, "--json"), 8, "other-curator")
+    good = world.broker.signed
+    world.broker.task_bytes = encode(
+        SignedTask(body=good.body, curator=good.curator, signature=bytes(64)))
+    refused(world.join("--json"), 8, "bad-signature")
+    world.broker.task_bytes = b"hello"
+    refused(world.join("--json"), 8, "malformed")
+    world.broker.task_bytes = b"x" * (2 << 20)
+    refused(world.join("--json"), 8, "too-large")
+    untouched(world)
+
+
+def test_a_door_that_is_too_hard(world: World) -> None:
+    world.broker.door = 7
+    refused(world.join("--json"), 8, "too-hard")
+    untouched(world)
+
+
+def test_an_unfinished_session_is_not_replaced(world: World) -> None:
+    assert world.join().exit_code == 0
+    # It has no place yet: nothing is lost.
+    assert world.join().exit_code == 0
+    from msgspec.structs import replace
+
+    save_session(world.session, replace(load_session(world.session), token=b"t" * 32))
+    refused(world.join("--json"), 2, "bad-option")
+    assert load_session(world.session).token
+    assert world.join("--session", world.home / "other.json").exit_code == 0
+    assert world.join("--again").exit_code == 0
+    assert load_session(world.session).token is None
+    # What is no session is never written over.
+    refused(world.join("--session", world.data, "--again", "--json"), 2, "bad-option")
+    assert world.data.read_text().startswith(HEADER)
+
+
+def test_a_file_at_the_output_is_not_replaced(world: World) -> None:
+    world.model.write_text("mine")
+    refused(world.join("--json"), 2, "bad-option")
+    refused(world.join("--output", world.data, "--again", "--json"), 2, "bad-option")
+    assert world.join("--again").exit_code == 0
+    assert world.model.read_text() == "mine"
+
+
+# -- solve -----------------------------------------------------------------------------------
+
+
+def test_which_session(world: World) -> None:
+    refused(world.run("solve", "--json"), 2, "no-session")
+    refused(world.run("solve", ONION, "--json"), 2, "no-session")
+    refused(world.run("solve", "--session", world.home / "none.json", "--json"), 2, "no-session")
+    assert world.join().exit_code == 0
+    (world.session.parent / "other.json").write_bytes(world.session.read_bytes())
+    refused(world.run("solve", "--json"), 2, "many-sessions")
+    world.session.write_text("{}")
+    refused(world.run("solve", ONION, "--json"), 9, "bad-session")
+
+
+def test_the_data_must_be_what_it_was(world: World) -> None:
+    assert world.join().exit_code == 0
+    heard = len(world.broker.heard)
+    write_rows(world.data, seed=2)
+    refused(world.run("solve", "--json"), 3, "data-changed")
+    world.data.unlink()
+    path = load_session(world.session).data
+    assert not Path(path).exists()
+    refused(world.run("solve", "--json"), 3, "no-file")
+    assert len(world.broker.heard) == heard
+
+
+def test_one_solve_at_a_time(world: World) -> None:
+    assert world.join().exit_code == 0
+    with (world.session.parent / f".{world.session.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused(world.run("solve", "--json"), 9, "locked")
+        refused(world.join("--json"), 9, "locked")
+
+
+def test_a_broker_that_goes_away(world: World) -> None:
+    assert world.join().exit_code == 0
+    world.port = 1
+    result = world.run("solve", "--patience", 0.3, "--json")
+    refused(result, 6, "lost")
+    assert lines(result.stdout)[0]["event"] == "reconnecting"
+
+
+def test_words_while_it_lasts(world: World) -> None:
+    world.broker.turns = []
+    world.broker.waits = 1
+    assert world.join().exit_code == 0
+    told = world.run("solve")
+    assert told.exit_code == 0
+    assert "Admitted." in told.stderr and "1 of the 2 clients" in told.stderr
+    assert "signed it" in told.stdout and "cost epsilon" in told.stdout
+
+
+# -- a full disk -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def full_disk(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The output's directory is a file system without room; where that may not be made, the
+    kernel refuses the size of the file instead."""
+    directory.mkdir()
+    mounted = os.geteuid() == 0 and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", directory], check=False,
+        capture_output=True).returncode == 0  # fmt: skip
+    if mounted:
+        (directory / "filler").write_bytes(b"x" * 4096)
+    else:
+        def limited(path: Path, raw: bytes, mode: int = 0o644) -> None:
+            before = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+            try:
+                write_whole(path, raw, mode)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+        monkeypatch.setattr(agent, "write_whole", limited)
+    try:
+        yield
+        monkeypatch.undo()
+        assert {p.name for p in directory.iterdir()} <= {"filler"}
+    finally:
+        if mounted:
+            subprocess.run(["umount", directory], check=False)
+
+
+def test_no_room_for_the_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = world.home / "small" / "model.safetensors"
+    with full_disk(output.parent, monkeypatch):
+        assert world.join("--output", output).exit_code == 0
+        refused(world.run("solve", "--json"), 9, "disk")
+    paid = world.paid()
+    # Make room, and the same command fetches it, at no further cost.
+    done = world.run("solve", "--json")
+    assert done.exit_code == 0, done.output
+    assert output.exists() and world.paid() == paid
+
+
+# -- predict and verify ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    weights = np.array([0.0, 9.0, 0.0, 0.0, 0.0])
+    path.write_bytes(write_model(SEED, ONION, sign(make_task(), CURATOR), weights, 7, "patience"))
+    return path
+
+
+def test_predict_in_words(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "new.csv"
+    data.write_text("age,income,member,region\n30,90,true,north\n30,10,false,south\n")
+    told = world_free("predict", model, "--data", data)
+    assert told.exit_code == 0, told.output
+    table = [line.split(",") for line in told.stdout.splitlines()]
+    assert [row[2] for row in table] == ["answer", "yes", "no"]
+    assert "Error" not in told.stderr
+    # Answers that are all the same are no obstacle here, nor is a column of them left empty.
+    data.write_text(f"{HEADER}\n30,90,true,north,no\n30,10,false,south,no\n")
+    told = world_free("predict", model, "--data", data, "--json")
+    assert json.loads(told.stdout)["error"] == 0.5
+    data.write_text(f"{HEADER}\n30,90,true,north,\n")
+    told = world_free("predict", model, "--data", data, "--json")
+    assert json.loads(told.stdout)["error"] is None
+    assert json.loads(told.stdout)["answers"][0]["answer"] == "yes"
+
+
+@pytest.mark.parametrize(("content", "code"), [
+    ("", "empty-file"), ("a,b\n1,2\n", "missing-column"),
+    ("age,income,member,region\nold,1,true,north\n", "bad-cell")])  # fmt: skip
+def test_predict_wrong_data(model: Path, tmp_path: Path, content: str, code: str) -> None:
+    data = tmp_path / "new.csv"
+    data.write_text(content)
+    output = tmp_path / "out.csv"
+    refused(world_free("predict", model, "--data", data, "--output", output, "--json"), 3, code)
+    assert not output.exists()
+
+
+def test_verify(model: Path, tmp_path: Path) -> None:
+    told = world_free("verify", model, "--json")
+    assert told.exit_code == 0 and json.loads(told.stdout)["onion"] == ONION
+    refused(world_free("verify", tmp_path / "none", "--json"), 3, "no-file")
+    refused(world_free("verify", model, "--onion", "x", "--json"), 2, "not-an-onion")
+    raw = bytearray(model.read_bytes())
+    raw[-1] ^= 1
+    model.write_bytes(raw)
+    refused(world_free("verify", model, "--json"), 8, "bad-model")
+    refused(world_free("predict", model, "--data", model, "--json"), 8, "bad-model")
+
+
+@pytest.mark.parametrize("name", ["join", "solve", "predict", "verify"])
+def test_help_has_an_example(name: str) -> None:
+    told = world_free(name, "--help")
+    assert told.exit_code == 0 and "Example" in told.stdout and f"tormentor {name} " in told.stdout
+
+

@@ -1,0 +1,244 @@
+"""'tormentor curate': checked here first, handed over once, and told in one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from curator_stand_in import (
+    AWAY,
+    DESK,
+    MODEL,
+    SEED,
+    StandIn,
+    curate,
+    run,
+    sentence,
+    standing_in,
+    status,
+    work_in,
+)
+
+from accord.messages import (
+    SMALL_LIMIT,
+    TASK_LIMIT,
+    Curated,
+    encode,
+    vector_to_wire,
+)
+from accord.problems import (
+    DESK_FULL,
+    NOT_FOUND,
+    TASK_REFUSED,
+    PeerProblem,
+)
+from accord.table import read_table
+from accord.task import open_task, sign, task_id
+from curator import cli
+from curator.definition import read_definition
+
+
+@pytest.fixture
+def broker() -> Iterator[StandIn]:
+    with standing_in() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return work_in(tmp_path, monkeypatch)
+
+
+# -- curate ----------------------------------------------------------------------------------
+def test_a_task_is_handed_over_and_its_address_printed(here: Path, broker: StandIn) -> None:
+    result = curate(broker)
+    assert result.exit_code == 0, result.output
+    order = broker.order
+    assert order is not None
+    key = order.task.curator.hex()
+    assert result.stdout.splitlines() == [
+        f"Model:   {MODEL}", f"Curator: {key}", "Those who take part type:",
+        f"  tormentor join {MODEL} --curator {key} --data YOUR.csv --epsilon 1 --min-clients 2"]
+    task = open_task(order.task, "test")
+    assert task == read_definition(Path("task.toml"))
+    rows, labels = task.data.encode(read_table(Path("rows.csv")), "rows")
+    assert order.rows == vector_to_wire(rows)
+    assert list(order.labels) == list(labels)
+    assert broker.seen == [(DESK, "POST", "/curate"), (MODEL, "GET", "/status"),
+                           (MODEL, "GET", "/task")]  # fmt: skip
+    assert "WARNING: --tor none" in result.stderr
+
+
+def test_for_a_machine_it_is_one_object(here: Path, broker: StandIn) -> None:
+    result = curate(broker, "--json")
+    told = json.loads(result.stdout)
+    assert set(told) == {"onion", "task", "curator", "join"}
+    assert broker.order is not None
+    assert told["onion"] == MODEL
+    assert told["task"] == task_id(broker.order.task)
+    assert told["curator"] == broker.order.task.curator.hex()
+    assert told["join"].startswith(f"tormentor join {MODEL} --curator {told['curator']}")
+
+
+def test_the_same_key_signs_the_next_task(here: Path, broker: StandIn) -> None:
+    keys = {json.loads(curate(broker, "--json").stdout)["curator"] for _ in range(2)}
+    assert len(keys) == 1
+    assert (here / "state" / "curator.key").stat().st_mode & 0o777 == 0o600
+    Path("own.key").write_bytes(SEED)
+    Path("own.key").chmod(0o600)
+    assert json.loads(curate(broker, "--json", "--key", "own.key").stdout)["curator"] not in keys
+
+
+def test_it_waits_until_the_address_is_found(here: Path, broker: StandIn) -> None:
+    # Twice: aiohttp itself tries once more what broke off on a connection that it had kept.
+    broker.answers["GET /status"] = [AWAY, AWAY, encode(status("waiting"))]
+    result = curate(broker)
+    assert result.exit_code == 0, result.output
+    assert "Not found yet, still trying" in result.stderr
+
+
+def test_but_not_for_ever(
+    here: Path, broker: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "APPEAR", 0.1)
+    broker.answers["GET /status"] = AWAY
+    assert MODEL in sentence(curate(broker), 6)
+
+
+def test_a_broker_that_changes_the_task_is_found_out(here: Path, broker: StandIn) -> None:
+    def other() -> bytes:
+        task = msgspec.structs.replace(read_definition(Path("task.toml")), title="Another")
+        return encode(sign(task, Ed25519PrivateKey.from_private_bytes(SEED)))
+
+    broker.answers["GET /task"] = other
+    assert "is not the one that you signed" in sentence(curate(broker), 8)
+
+
+@pytest.mark.parametrize(("answer", "exit_status", "said"), [
+    (PeerProblem(TASK_REFUSED), 7, "refuses the task"),
+    (PeerProblem(DESK_FULL, limit=3), 7, "already hosts its 3 models"),
+    (PeerProblem(NOT_FOUND), 2, "is not the address of a broker's desk"),
+    (AWAY, 6, "Nobody answers"), (b"", 8, "not a message"), (b"<html>", 8, "not a message"),
+    (encode(Curated("a" * 62)), 8, "not a message"), (bytes(5000), 8, "larger than the 4096"),
+    (encode(Curated("\x1b[31m" + "a" * 57)), 8, "not a message"),
+])  # fmt: skip
+def test_what_a_desk_may_answer(
+    here: Path, broker: StandIn, answer: Any, exit_status: int, said: str
+) -> None:
+    broker.answers["POST /curate"] = answer
+    assert said in sentence(curate(broker), exit_status)
+
+
+def test_no_broker_there(here: Path) -> None:
+    stand_in = StandIn()
+    stand_in.port = 1
+    assert "Nobody answers" in sentence(curate(stand_in), 6)
+
+
+@pytest.mark.parametrize(("rows", "exit_status", "said"), [
+    ("", 3, "holds no rows"), ("age,town,sick\n", 3, "holds no rows"),
+    ("age,town\n30,Oslo\n", 3, "no column sick"),
+    ("age,town,sick,diary\n30,Oslo,1,x\n", 3, "column diary that the task does not know"),
+    ("age,town,sick\n30,Oslo,1\n31,Lima,1\n", 3, "Every row of other.csv has sick = 1"),
+    ("age,town,sick\n30,Oslo,1\nold,Oslo,0\n", 3, "row 2, column age: 'old' is not"),
+    ("age,town,sick\n30,Paris,1\n31,Oslo,0\n", 3, "row 1, column town: 'Paris' is not"),
+    ("age,town,sick\n30,Oslo\n", 3, "line 2 has 2 cells"),
+    (None, 3, "Cannot read other.csv"),
+])  # fmt: skip
+def test_bad_validation_rows_are_told_before_anybody_is_asked(
+    here: Path, broker: StandIn, rows: str | None, exit_status: int, said: str
+) -> None:
+    if rows is not None:
+        Path("other.csv").write_text(rows)
+    assert said in sentence(curate(broker, rows="other.csv"), exit_status)
+    assert broker.seen == []
+    assert not (here / "state").exists()
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda t: t.replace("step = 1", "setp = 1"), "training.setp is not a key"),
+    (lambda t: t.replace("step = 1", "step = 0"), "training.step is 0 and must be"),
+    (lambda t: t.replace("[data]", "[data"), "it is not TOML"),
+    (lambda t: "", "title is missing"),
+])  # fmt: skip
+def test_a_bad_task_is_told_before_anybody_is_asked(
+    here: Path, broker: StandIn, change: Callable[[str], str], said: str
+) -> None:
+    Path("bad.toml").write_text(change(Path("task.toml").read_text()))
+    assert said in sentence(curate(broker, task="bad.toml"), 4)
+    assert broker.seen == []
+
+
+def test_too_much_to_upload_is_told_before_anybody_is_asked(
+    here: Path, broker: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "VALIDATION_LIMIT", TASK_LIMIT + SMALL_LIMIT + 130)
+    assert "has 30 rows and a broker takes at most 10" in sentence(curate(broker), 2)
+    assert broker.seen == []
+
+
+def test_a_bad_key_is_told_before_anybody_is_asked(here: Path, broker: StandIn) -> None:
+    Path("open.key").write_bytes(SEED)
+    Path("open.key").chmod(0o644)
+    assert "chmod 600 open.key" in sentence(curate(broker, "--key", "open.key"), 9)
+    assert "no such file" in sentence(curate(broker, "--key", "none.key"), 9)
+    assert broker.seen == []
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    ([], "TASK.toml is missing"), (["task.toml"], "--validation is missing"),
+    (["task.toml", "--validation", "rows.csv"], "--broker is missing"),
+    (["task.toml", "--validation", "rows.csv", "--broker", "nobody.onion"],
+     "'nobody.onion' is not a version 3 onion address"),
+    (["task.toml", "--validation", "rows.csv", "--broker", DESK, "--target", "x"],
+     "--target goes with --init only"),
+    (["task.toml", "--validation", "rows.csv", "--broker", DESK, "--output", "m"],
+     "--output goes with --watch or --init only"),
+    (["task.toml", "--init", "rows.csv"], "TASK.toml does not go with --init"),
+    (["--init", "rows.csv", "--broker", DESK], "--broker does not go with --init"),
+    (["--init", "rows.csv", "--watch"], "--watch does not go with --init"),
+    (["--init", "rows.csv", "--target", "nothing"], "--target nothing is not a column"),
+    (["--init", "rows.csv", "--output", "task.toml"], "exists and is not overwritten"),
+])  # fmt: skip
+def test_wrong_usage_is_one_sentence(here: Path, arguments: list[str], said: str) -> None:
+    before = sorted(here.iterdir())
+    assert said in sentence(run("curate", *arguments), 2)
+    assert sorted(here.iterdir()) == before
+
+
+def test_a_place_for_the_model_that_is_none_is_told_before_the_training(
+    here: Path, broker: StandIn
+) -> None:
+    for place in ("no/such/place", "."):
+        said = sentence(curate(broker, "--watch", "--output", place), 9)
+        assert f"Cannot write {place}" in said
+    assert broker.seen == []
+
+
+# -- curate --init ---------------------------------------------------------------------------
+def test_a_draft_is_written_and_accepted_unedited(here: Path, broker: StandIn) -> None:
+    result = run("curate", "--init", "rows.csv", "--output", "new.toml")
+    assert result.exit_code == 0, result.output
+    assert "tormentor curate new.toml" in result.stdout
+    assert Path("new.toml").stat().st_mode & 0o777 == 0o644
+    assert curate(broker, task="new.toml").exit_code == 0
+
+
+def test_the_draft_is_named_after_its_table(here: Path) -> None:
+    result = run("curate", "--init", "rows.csv", "--target", "town", "--json")
+    assert json.loads(result.stdout) == {"task": "rows.toml", "notes": []}
+    assert read_definition(Path("rows.toml")).data.target == "town"
+    assert "rows.toml exists" in sentence(run("curate", "--init", "rows.csv"), 2)
+
+
+def test_what_is_left_out_is_said(here: Path) -> None:
+    Path("odd.csv").write_text("who\x1b[2J,age,sick\n" + "".join(
+        f"person {i},{i * i},{i % 2}\n" for i in range(60)))  # fmt: skip
+    result = run("curate", "--init", "odd.csv")
+    assert "is left out: it has 60 different texts" in result.stderr
+    assert [f.name for f in read_definition(Path("odd.toml")).data.features()] == ["age"]
