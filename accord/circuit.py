@@ -95,7 +95,7 @@ class Circuit:
     """
 
     def __init__(self, route: Route, onion: str, identity: str,
-                 patience: float = PATIENCE) -> None:  # fmt: skip
+                 patience: float = PATIENCE) -> None:
         self.onion = check_onion(onion)
         self._route = route
         self._identity = identity
@@ -109,7 +109,7 @@ class Circuit:
             # python-socks offers a name only with a password; tor isolates by the pair of them.
             connector = ProxyConnector(
                 self._route.socks.host, self._route.socks.port, username=self._identity,
-                password="0", rdns=True)  # noqa: S106  # fmt: skip
+                password="0", rdns=True)  # noqa: S106
         else:
             connector = aiohttp.TCPConnector(use_dns_cache=False)
         self._base = URL(f"http://{host or self.onion}")
@@ -129,7 +129,7 @@ class Circuit:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        trace: TracebackType | None) -> None:  # fmt: skip
+                        trace: TracebackType | None) -> None:
         # A peer that takes nothing must not hold us here: what it did not take is dropped.
         if self._session:
             with suppress(TimeoutError):
@@ -150,7 +150,7 @@ class Circuit:
         async def connect() -> WebSocket:
             socket = await self._open().ws_connect(
                 self._url(path), compress=0, autoclose=False, max_msg_size=limit + 1,
-                timeout=aiohttp.ClientWSTimeout(ws_close=_GOODBYE))  # fmt: skip
+                timeout=aiohttp.ClientWSTimeout(ws_close=_GOODBYE))
             return WebSocket(socket, self.onion, limit, self._patience)
 
         return await _within(self._patience, self.onion, connect)
@@ -180,7 +180,7 @@ class WebSocket:
     """A kept conversation: binary messages, one at a time. Made by :meth:`Circuit.websocket`."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse[bool], onion: str, limit: int,
-                 patience: float) -> None:  # fmt: skip
+                 patience: float) -> None:
         self._socket = socket
         self._onion = onion
         self._limit = limit
@@ -298,5 +298,5 @@ def _socks_words(text: str) -> str:
     known = {"General SOCKS server failure": "tor could not connect",
              "TTL expired": "no answer in time",
              "Host unreachable": "no such onion service is published",
-             "Connection refused by destination host": "it refused the connection"}  # fmt: skip
+             "Connection refused by destination host": "it refused the connection"}
     return known.get(text, "tor refused")

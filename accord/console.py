@@ -111,7 +111,7 @@ def state_option(function: F) -> F:
     return click.option(
         "--state", type=click.Path(file_okay=False, path_type=Path), envvar="TORMENTOR_STATE",
         default=default_state, show_default="~/.local/state/tormentor",
-        help="Directory for keys, sessions, ledgers and tor's data (0700).")(function)  # fmt: skip
+        help="Directory for keys, sessions, ledgers and tor's data (0700).")(function)
 
 
 def default_state() -> Path:
@@ -248,7 +248,7 @@ def tor_directory(state: Path) -> Iterator[Path]:
             return
         lock.close()
     raise Problem(BAD_OPTION, option="--tor launch",
-                  what=f"has {TOR_SLOTS} tors running already; use --tor system")  # fmt: skip
+                  what=f"has {TOR_SLOTS} tors running already; use --tor system")
 
 
 def _try_lock(file: IO[str]) -> bool:

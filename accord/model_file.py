@@ -59,7 +59,7 @@ class Model:
 
 def _signed(onion: str, signed: SignedTask, weights: bytes, updates: str, ended: str) -> bytes:
     parts = (onion.encode(), signed.body, signed.curator, signed.signature, updates.encode(),
-             ended.encode(), weights)  # fmt: skip
+             ended.encode(), weights)
     return FORMAT.encode() + b"\x00" + b"".join(struct.pack(">Q", len(p)) + p for p in parts)
 
 
@@ -112,7 +112,7 @@ def read_model(raw: bytes, path: str, onion: str | None = None) -> Model:
         metadata = _metadata(raw)
         tensors = safetensors.numpy.load(raw)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError,
-            OverflowError, MemoryError, RecursionError, struct.error):  # fmt: skip
+            OverflowError, MemoryError, RecursionError, struct.error):
         raise bad("it is not a safetensors file") from None
     if metadata.get("format") != FORMAT:
         raise bad("it is not a TorMentor model")

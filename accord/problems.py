@@ -62,15 +62,15 @@ BAD_OPTION = _kind("bad-option", 400, EXIT_USAGE, "{option} {what}.")
 NOT_AN_ONION = _kind(
     "not-an-onion", 400, EXIT_USAGE,
     "'{address}' is not a version 3 onion address: 56 letters and digits followed by .onion, "
-    "with a checksum; copy the whole address that you were given.")  # fmt: skip
+    "with a checksum; copy the whole address that you were given.")
 NO_SESSION = _kind(
     "no-session", 400, EXIT_USAGE,
     "There is no session {where}; run 'tormentor join' first, or name the session file "
-    "with --session.")  # fmt: skip
+    "with --session.")
 MANY_SESSIONS = _kind(
     "many-sessions", 400, EXIT_USAGE,
     "There are {count} unfinished sessions; say which with 'tormentor solve ONION' "
-    "or --session FILE.")  # fmt: skip
+    "or --session FILE.")
 
 # -- data ------------------------------------------------------------------------------------
 NO_FILE = _kind("no-file", 400, EXIT_DATA, "Cannot read {path}: {why}; check the path.")
@@ -80,47 +80,47 @@ BAD_TABLE = _kind("bad-table", 400, EXIT_DATA, "{path} is not a table: {why}.")
 MISSING_COLUMN = _kind(
     "missing-column", 400, EXIT_DATA,
     "{path} has no column {column}, which the task asks for; its header must name: "
-    "{expected}.")  # fmt: skip
+    "{expected}.")
 UNKNOWN_COLUMN = _kind(
     "unknown-column", 400, EXIT_DATA,
     "{path} has a column {column} that the task does not know; remove it (nothing outside the "
-    "schema is read, so this is likely the wrong file).")  # fmt: skip
+    "schema is read, so this is likely the wrong file).")
 BAD_CELL = _kind(
     "bad-cell", 400, EXIT_DATA, "{path}, row {row}, column {column}: {why}; correct that row.")
 ONE_CLASS = _kind(
     "one-class", 400, EXIT_DATA,
-    "Every row of {path} has {column} = {value}; give data with both answers.")  # fmt: skip
+    "Every row of {path} has {column} = {value}; give data with both answers.")
 TOO_FEW_ROWS = _kind(
     "too-few-rows", 400, EXIT_DATA,
-    "{path} has {rows} rows and {needed} are needed{why}; give more data.")  # fmt: skip
+    "{path} has {rows} rows and {needed} are needed{why}; give more data.")
 LEAKED_LABEL = _kind(
     "leaked-label", 400, EXIT_DATA,
     "In {path} the column {column} equals the answer {target} in every row: the label stands "
-    "among the features; remove the column from the task.")  # fmt: skip
+    "among the features; remove the column from the task.")
 NO_PARQUET = _kind(
     "no-parquet", 400, EXIT_DATA,
-    "Reading {path} needs pyarrow; type: pip install 'tormentor[parquet]'.")  # fmt: skip
+    "Reading {path} needs pyarrow; type: pip install 'tormentor[parquet]'.")
 DATA_CHANGED = _kind(
     "data-changed", 400, EXIT_DATA,
     "{path} is not the file this session was joined with; its privacy ledger would be wrong. "
-    "Put the file back, or join again.")  # fmt: skip
+    "Put the file back, or join again.")
 
 # -- tasks, models, keys ---------------------------------------------------------------------
 BAD_TASK = _kind("bad-task", 400, EXIT_TASK, "The task {path} is not right: {why}; edit it.")
 BAD_MODEL = _kind(
     "bad-model", 400, EXIT_DISTRUST,
     "{path} is not a model that its address signed ({why}); do not use it, and fetch it "
-    "again.")  # fmt: skip
+    "again.")
 BAD_KEY = _kind("bad-key", 400, EXIT_DISK, "{path} is not a usable key: {why}.")
 BAD_SESSION = _kind(
     "bad-session", 400, EXIT_DISK, "{path} is not a session file: {why}; join again.")
 BAD_LEDGER = _kind(
     "bad-ledger", 400, EXIT_DISK,
     "The privacy ledger {path} is damaged at line {line}; restore it from a copy: without it "
-    "nobody knows what was already spent.")  # fmt: skip
+    "nobody knows what was already spent.")
 LOCKED = _kind(
     "locked", 409, EXIT_DISK,
-    "Another process is using {path}; wait for it to end, or stop it.")  # fmt: skip
+    "Another process is using {path}; wait for it to end, or stop it.")
 DISK = _kind("disk", 500, EXIT_DISK, "Cannot write {path}: {why}; nothing was half written.")
 
 # -- tor -------------------------------------------------------------------------------------
@@ -129,43 +129,43 @@ TOR_MISSING = _kind(
 TOR_OLD = _kind(
     "tor-old", 500, EXIT_TOR,
     "This is tor {version}, and {needed} or newer is needed; type: sudo apt-get install tor, "
-    "or take it from the Tor Project's packages.")  # fmt: skip
+    "or take it from the Tor Project's packages.")
 TOR_FAILED = _kind("tor-failed", 500, EXIT_TOR, "tor did not start: {why}; its log is {log}.")
 TOR_SLOW = _kind(
     "tor-slow", 500, EXIT_TOR,
     "tor reached {percent} % in {seconds} s and stopped there ({what}); check this machine's "
-    "network and clock; its log is {log}.")  # fmt: skip
+    "network and clock; its log is {log}.")
 TOR_AWAY = _kind(
     "tor-away", 500, EXIT_TOR,
     "No tor answers at {where}; start it, or let TorMentor start its own with "
-    "--tor launch.")  # fmt: skip
+    "--tor launch.")
 TOR_CONTROL = _kind(
     "tor-control", 500, EXIT_TOR,
     "The tor at {where} does not let us in: {why}; add 'ControlPort 9051' and "
-    "'CookieAuthentication 1' to its torrc, or use --tor launch.")  # fmt: skip
+    "'CookieAuthentication 1' to its torrc, or use --tor launch.")
 TOR_REFUSED = _kind(
     "tor-refused", 500, EXIT_TOR,
-    "The tor at {where} refused to {what}: {why}; update it, or use --tor launch.")  # fmt: skip
+    "The tor at {where} refused to {what}: {why}; update it, or use --tor launch.")
 TOR_USER = _kind(
     "tor-user", 500, EXIT_TOR,
     "The system's tor runs as {user} and could not open our sockets; run the broker as {user}, "
-    "or as root, or use --tor launch.")  # fmt: skip
+    "or as root, or use --tor launch.")
 
 # -- the other side is not there -------------------------------------------------------------
 AWAY = _kind(
     "away", 502, EXIT_AWAY,
     "Nobody answers at {address} ({why}); it may be gone or not yet published: check the "
-    "address and try again.")  # fmt: skip
+    "address and try again.")
 LOST = _kind(
     "lost", 502, EXIT_AWAY,
     "The connection to {address} was lost and could not be made again in {seconds} s; run the "
-    "same command again and it goes on where it was.")  # fmt: skip
+    "same command again and it goes on where it was.")
 
 # -- a broker refuses (only whole numbers in these sentences: they travel) --------------------
 MALFORMED = _kind(
     "malformed", 400, EXIT_DISTRUST,
     "The other side sent something that is not a message of this protocol; it may run another "
-    "version, or not be TorMentor.")  # fmt: skip
+    "version, or not be TorMentor.")
 TOO_LARGE = _kind(
     "too-large", 413, EXIT_DISTRUST, "A message was larger than the {limit} bytes allowed.")
 NOT_FOUND = _kind("not-found", 404, EXIT_REFUSED, "There is nothing at that path.")
@@ -173,79 +173,79 @@ INTERNAL = _kind(
     "internal", 500, EXIT_REFUSED, "The broker made a mistake of its own; try again later.")
 DESK_FULL = _kind(
     "desk-full", 503, EXIT_REFUSED,
-    "This broker already hosts its {limit} models; try later or ask another broker.")  # fmt: skip
+    "This broker already hosts its {limit} models; try later or ask another broker.")
 TASK_REFUSED = _kind(
     "task-refused", 400, EXIT_REFUSED,
     "The broker refuses the task: its signature, or its validation set does not fit it; make it "
-    "again with 'tormentor curate'.")  # fmt: skip
+    "again with 'tormentor curate'.")
 NOT_SOLVED = _kind(
     "not-solved", 403, EXIT_REFUSED,
-    "The puzzle is not solved, or too old; fetch a new one with 'tormentor join'.")  # fmt: skip
+    "The puzzle is not solved, or too old; fetch a new one with 'tormentor join'.")
 K_TOO_LARGE = _kind(
     "k-too-large", 403, EXIT_REFUSED,
     "You ask for {k} clients and the task admits at most {maximum}; join with a smaller "
-    "--min-clients.")  # fmt: skip
+    "--min-clients.")
 FULL = _kind(
     "full", 503, EXIT_REFUSED,
-    "All {maximum} places of this model are taken; try again later.")  # fmt: skip
+    "All {maximum} places of this model are taken; try again later.")
 UNKNOWN_CLIENT = _kind(
     "unknown-client", 403, EXIT_REFUSED,
-    "The broker does not know this session; join again.")  # fmt: skip
+    "The broker does not know this session; join again.")
 STALE_TICKET = _kind(
     "stale-ticket", 409, EXIT_REFUSED,
-    "That ticket is not yours or no longer good; the update was not applied.")  # fmt: skip
+    "That ticket is not yours or no longer good; the update was not applied.")
 BAD_DELTA = _kind(
     "bad-delta", 400, EXIT_REFUSED,
-    "That update is not {dimension} finite numbers within the norm bound.")  # fmt: skip
+    "That update is not {dimension} finite numbers within the norm bound.")
 TOO_FEW_CLIENTS = _kind(
     "too-few-clients", 409, EXIT_REFUSED,
-    "{have} of the {need} clients that somebody asks for are here; waiting for more.")  # fmt: skip
+    "{have} of the {need} clients that somebody asks for are here; waiting for more.")
 ROUND_OPEN = _kind(
     "round-open", 409, EXIT_REFUSED,
-    "Waiting for the others of this round: {have} of {need} have answered.")  # fmt: skip
+    "Waiting for the others of this round: {have} of {need} have answered.")
 NOT_PUBLISHED = _kind(
     "not-published", 404, EXIT_REFUSED,
-    "The model is not published yet; follow it with 'tormentor status'.")  # fmt: skip
+    "The model is not published yet; follow it with 'tormentor status'.")
 ENDED = _kind(
     "ended", 410, EXIT_REFUSED,
-    "Training has ended and the model is published; fetch it with 'tormentor fetch'.")  # fmt: skip
+    "Training has ended and the model is published; fetch it with 'tormentor fetch'.")
 
 # -- we do not trust the other side ----------------------------------------------------------
 BAD_SIGNATURE = _kind(
     "bad-signature", 400, EXIT_DISTRUST,
-    "The task at {address} is not signed by its curator; do not join it.")  # fmt: skip
+    "The task at {address} is not signed by its curator; do not join it.")
 OTHER_CURATOR = _kind(
     "other-curator", 400, EXIT_DISTRUST,
     "The task at {address} was signed by curator {found}, not by {expected}; ask whoever "
-    "gave you the address.")  # fmt: skip
+    "gave you the address.")
 OTHER_TASK = _kind(
     "other-task", 400, EXIT_DISTRUST,
-    "The task at {address} is not the one that you signed or joined; leave it.")  # fmt: skip
+    "The task at {address} is not the one that you signed or joined; leave it.")
 TOO_HARD = _kind(
     "too-hard", 400, EXIT_DISTRUST,
     "The broker asks for a puzzle of difficulty {difficulty} and your limit is {limit}; raise "
-    "--max-difficulty if you mean it (each step takes 16 times longer).")  # fmt: skip
+    "--max-difficulty if you mean it (each step takes 16 times longer).")
 BAD_WEIGHTS = _kind(
     "bad-weights", 400, EXIT_DISTRUST,
     "The broker at {address} sent a model that is not {dimension} finite numbers; nothing was "
-    "sent to it.")  # fmt: skip
+    "sent to it.")
 
 # -- privacy ---------------------------------------------------------------------------------
 BUDGET_SPENT = _kind(
     "budget-spent", 403, EXIT_BUDGET,
     "The privacy budget is spent: epsilon {spent:.3g} of {budget:.3g} at delta {delta:g}; no "
-    "more updates are sent. Join with a larger --budget if your data's owners agree.")  # fmt: skip
+    "more updates are sent. Join with a larger --budget if your data's owners agree.")
 BUDGET_SMALL = _kind(
     "budget-small", 403, EXIT_BUDGET,
     "One update alone would cost epsilon {first:.3g} and {left:.3g} of the budget is left; "
-    "choose a smaller --epsilon, a smaller --batch, or a larger --budget.")  # fmt: skip
+    "choose a smaller --epsilon, a smaller --batch, or a larger --budget.")
 
 
 TRAVELS: Final = frozenset({
     MALFORMED, TOO_LARGE, NOT_FOUND, INTERNAL, DESK_FULL, TASK_REFUSED, NOT_SOLVED, K_TOO_LARGE,
     FULL, UNKNOWN_CLIENT, STALE_TICKET, BAD_DELTA, TOO_FEW_CLIENTS, ROUND_OPEN, NOT_PUBLISHED,
     ENDED,
-})  # fmt: skip
+})
 """What a broker may say to a peer; its other problems are its own business (:data:`INTERNAL`)."""
 
 

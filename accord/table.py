@@ -55,7 +55,7 @@ def _read_csv(file: Iterable[str], delimiter: str, path: Path) -> Columns:
                 raise Problem(
                     BAD_TABLE, path=path,
                     why=f"line {reader.line_num} has {len(row)} cells and the header "
-                    f"{len(header)}")  # fmt: skip
+                    f"{len(header)}")
             for column, cell in zip(cells, row, strict=True):
                 column.append(cell)
     except csv.Error as error:

@@ -48,7 +48,7 @@ _SOCKET_PATH: Final = 100
 
 SYSTEM_SOCKS: Final = Socks("127.0.0.1", 9050)
 SYSTEM_CONTROL: Final[tuple[Socks | Path, ...]] = (
-    Socks("127.0.0.1", 9051), Path("/run/tor/control"))  # fmt: skip
+    Socks("127.0.0.1", 9051), Path("/run/tor/control"))
 
 
 # -- the program -----------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def find_tor(name: str = "tor") -> tuple[Path, Version]:
         return Path(found), ()
     try:
         told = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=20,
-                              check=False).stdout  # fmt: skip
+                              check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         raise Problem(TOR_MISSING) from None
     return Path(found), check_version(parse_version(told))
@@ -107,7 +107,7 @@ def template_path() -> Path:
 
 
 def torrc(directory: Path, *, socks_ports: Sequence[str] = ("auto",), owner: int | None = None,
-          extra: Path | None = None) -> str:  # fmt: skip
+          extra: Path | None = None) -> str:
     """The configuration of one tor, from ``torrc.template``.
 
     Args:
@@ -166,7 +166,7 @@ async def spawn(arguments: Sequence[str], log: Path) -> asyncio.subprocess.Proce
     with await asyncio.to_thread(log.open, "ab") as output:
         return await asyncio.create_subprocess_exec(
             *arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True)  # fmt: skip
+            start_new_session=True)
 
 
 def last_words(log: Path) -> str:
@@ -196,7 +196,7 @@ class Tor:
     """
 
     def __init__(self, ports: Sequence[Socks], version: Version, control: Control | None,
-                 process: asyncio.subprocess.Process | None = None) -> None:  # fmt: skip
+                 process: asyncio.subprocess.Process | None = None) -> None:
         self.ports = list(ports)
         self.socks = self.ports[0]
         self.version = version
@@ -233,7 +233,7 @@ class Tor:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        trace: TracebackType | None) -> None:  # fmt: skip
+                        trace: TracebackType | None) -> None:
         await self.close()
 
 
@@ -263,7 +263,7 @@ async def _stopped_on_failure(process: asyncio.subprocess.Process) -> AsyncItera
 
 async def launch(directory: Path, *, extra_torrc: Path | None = None,
                  progress: Progress | None = None, timeout: float = 120.0,  # noqa: ASYNC109
-                 socks_ports: int = 1) -> Tor:  # fmt: skip
+                 socks_ports: int = 1) -> Tor:
     """Start a tor of our own and wait until it is ready for use.
 
     It ends with :meth:`Tor.close`, with this process however that ends, or when the returned
@@ -307,7 +307,7 @@ async def launch(directory: Path, *, extra_torrc: Path | None = None,
                 return Tor(await control.socks(), version, control, process)
         except TimeoutError:
             raise Problem(TOR_SLOW, percent=reached[0], seconds=round(timeout), what=reached[1],
-                          log=log) from None  # fmt: skip
+                          log=log) from None
         except (Problem, ControlRefused):
             raise Problem(TOR_FAILED, why=last_words(log), log=log) from None
 
@@ -328,7 +328,7 @@ async def _own(process: asyncio.subprocess.Process, socket: Path) -> Control:
 
 
 async def attach(socks: Socks = SYSTEM_SOCKS, *, control: bool = False,
-                 control_at: Sequence[Socks | Path] = SYSTEM_CONTROL) -> Tor:  # fmt: skip
+                 control_at: Sequence[Socks | Path] = SYSTEM_CONTROL) -> Tor:
     """Use a tor that runs already, such as the system's.
 
     Args:

@@ -58,7 +58,7 @@ class Admission:
         """
         head, mac = lock[:-_MAC], lock[-_MAC:]
         ours = len(lock) == _NONCE + _TIME + _MAC and hmac.compare_digest(
-            mac, self._mac(b"door", head))  # fmt: skip
+            mac, self._mac(b"door", head))
         if not ours or not puzzle.verify(lock, solution, self._rules.admission):
             raise PeerProblem(NOT_SOLVED)
         return hmac.digest(self._secret, b"token" + lock, "sha256")

@@ -72,12 +72,17 @@ above it, relatively."""
 
 @dataclass(slots=True)
 class Ticket:
-    """Work that a client has in hand; spent exactly once."""
+    """Work that a client has in hand; spent exactly once.
 
-    id: bytes
-    lock: bytes
-    difficulty: int
+    Attributes:
+        work: as it was sent; sent again, to the letter, when the client asks again.
+        validation: whether the weights are a snapshot.
+        issued: when.
+    """
+
+    work: Work
     validation: bool
+    issued: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,9 +286,9 @@ class Brokerage:
         if self.phase == "published":
             return Turn(b"", End())
         ticket = self._tickets.get(name)
-        if ticket is None or ticket.id != push.ticket:
+        if ticket is None or ticket.work.ticket != push.ticket:
             return Turn(b"", refused(PeerProblem(STALE_TICKET)))
-        if not puzzle.verify(ticket.lock, push.solution, ticket.difficulty):
+        if not puzzle.verify(ticket.work.lock, push.solution, ticket.work.difficulty):
             return Turn(b"", refused(PeerProblem(NOT_SOLVED)))
         delta = self._delta(push.delta)
         if delta is None:
@@ -304,7 +309,7 @@ class Brokerage:
             self._spend(name, ticket)
             self._registry.members[name].updates += 1
             self._after_step(now)
-        return self._turn(name, ticket.id, now)
+        return self._turn(name, push.ticket, now)
 
     def _delta(self, raw: bytes) -> np.ndarray | None:
         delta = vector_from_wire(raw, self.task.dimension)
@@ -320,16 +325,19 @@ class Brokerage:
         snapshot = self._validator.snapshot_for(name)
         if snapshot is None and name in self._aggregator.round:
             return Turn(receipt, self._round_open(now))
-        weights = self._aggregator.weights if snapshot is None else snapshot
-        ticket = Ticket(
-            id=self._random(TICKET_BYTES),
-            lock=self._admission.lock(),
-            difficulty=self._admission.difficulty(name),
-            validation=snapshot is not None,
-        )
-        self._tickets[name] = ticket
-        work = Work(ticket.id, vector_to_wire(weights), ticket.lock, ticket.difficulty)
-        return Turn(receipt, work)
+        ticket = self._tickets.get(name)
+        # A repeated message must be harmless: a second ticket would make the first one stale, and
+        # waste the noise that may already have been paid for. But weights grow old.
+        if ticket is None or now - ticket.issued > self.task.clients.silence:
+            weights = self._aggregator.weights if snapshot is None else snapshot
+            work = Work(
+                ticket=self._random(TICKET_BYTES),
+                weights=vector_to_wire(weights),
+                lock=self._admission.lock(),
+                difficulty=self._admission.difficulty(name),
+            )
+            ticket = self._tickets[name] = Ticket(work, snapshot is not None, now)
+        return Turn(receipt, ticket.work)
 
     def _wait(self, why: str, have: int, need: int) -> Wait:
         # A third of the silence that is allowed: two of a client's signs may be lost.
@@ -345,7 +353,7 @@ class Brokerage:
     # -- steps, rounds, ends -------------------------------------------------------------------
 
     def _spend(self, name: bytes, ticket: Ticket) -> None:
-        self._spent[name] = ticket.id
+        self._spent[name] = ticket.work.ticket
         self._tickets.pop(name, None)
         self._changed.add(name)
 
@@ -358,7 +366,7 @@ class Brokerage:
         self._close_round(now)
         if name in self._aggregator.round:
             return Turn(b"", self._round_open(now))
-        return self._turn(name, ticket.id, now)
+        return self._turn(name, ticket.work.ticket, now)
 
     def _close_round(self, now: float) -> None:
         held = self._aggregator.round

@@ -36,7 +36,7 @@ REACHABLE_SECONDS = 180.0
 @click.command("broker")
 @click.option("--tor", "mode", type=click.Choice(["launch", "system", "none"]), default="launch",
               show_default=True,
-              help="Start a tor of our own, use the system's, or (dangerous) none.")  # fmt: skip
+              help="Start a tor of our own, use the system's, or (dangerous) none.")
 @click.option("--torrc", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               envvar="TORMENTOR_TORRC",
               help="More configuration for the tor we start, such as a private network's.")
@@ -50,7 +50,7 @@ REACHABLE_SECONDS = 180.0
 @json_option
 @command
 async def broker(mode: str, torrc: Path | None, listen: str, max_models: int, linger: float,
-                 state: Path, as_json: bool) -> None:  # fmt: skip
+                 state: Path, as_json: bool) -> None:
     """Run a desk: take tasks from curators, train each behind an onion address of its own.
 
     The desk prints its address once it has reached itself through Tor, and runs until it is
@@ -91,7 +91,8 @@ def _announce(onion: str, as_json: bool, hint: str = "") -> None:
         return
     say("The desk is open at:")
     click.echo(onion)
-    say(f"\nA curator types:\n  tormentor curate TASK.toml --validation FILE --broker {onion}{hint}")
+    say("\nA curator types:")
+    say(f"  tormentor curate TASK.toml --validation FILE --broker {onion}{hint}")
 
 
 @contextlib.asynccontextmanager
@@ -116,7 +117,7 @@ async def _open_desk(
 
 
 async def _behind_tor(state: Path, mode: str, torrc: Path | None, max_models: int, linger: float,
-                      as_json: bool) -> None:  # fmt: skip
+                      as_json: bool) -> None:
     # Imported here because help and wrong usage need none of it.
     from accord import tor
     from broker.hidden_service import HiddenServices
@@ -136,7 +137,7 @@ async def _behind_tor(state: Path, mode: str, torrc: Path | None, max_models: in
 
 
 async def _without_tor(state: Path, listening: tuple[str, int], max_models: int, linger: float,
-                       as_json: bool) -> None:  # fmt: skip
+                       as_json: bool) -> None:
     from broker.direct import DirectFront
 
     warn(NO_TOR_WARNING)

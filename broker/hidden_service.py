@@ -158,7 +158,7 @@ class HiddenServices:
                     try:
                         # Another circuit each time, lest a bad one decide.
                         async with Circuit(Route(self._tor.socks), onion, fresh_identity(),
-                                           min(timeout, _ONE_TRY)) as circuit:  # fmt: skip
+                                           min(timeout, _ONE_TRY)) as circuit:
                             await circuit.get("/")
                         return
                     except PeerProblem:

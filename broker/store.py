@@ -64,7 +64,7 @@ class Store:
                 "INSERT INTO task VALUES (1, ?, ?, ?, ?, ?)",
                 (signed.body, signed.curator, signed.signature,
                  rows.astype("<f4").tobytes(), labels.astype("u1").tobytes()),
-            )  # fmt: skip
+            )
         except sqlite3.Error as error:
             raise self._problem(error) from None
 
@@ -92,7 +92,7 @@ class Store:
                     "INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?)",
                     [(s.name, s.min_clients, s.updates, s.strikes, s.influence, s.spent)
                      for s in changes.sessions],
-                )  # fmt: skip
+                )
                 self._db.execute("COMMIT")
             except sqlite3.Error:
                 if self._db.in_transaction:
@@ -106,7 +106,7 @@ class Store:
             "INSERT OR REPLACE INTO model VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (m.phase, m.weights.tobytes(), m.updates, m.best_weights.tobytes(), m.best_loss,
              m.best_error, m.improved, m.rounds, m.strikes, m.seconds, m.ended),
-        )  # fmt: skip
+        )
 
     def state(self) -> tuple[ModelRow, list[SessionRow]] | None:
         """What was last written; None before anything was."""
@@ -120,7 +120,7 @@ class Store:
         _, phase, weights, updates, best, *rest = row
         model = ModelRow(
             phase, np.frombuffer(weights, np.float64), updates, np.frombuffer(best, np.float64),
-            *rest)  # fmt: skip
+            *rest)
         return model, [SessionRow(*s) for s in sessions]
 
     def close(self) -> None:

@@ -116,7 +116,7 @@ class Agent:
     def __init__(
         self, way: Route, path: Path, session: Session, trainer: Trainer, ledger: Ledger,
         can_pay: Callable[[], bool], tell: Told, *, wait: bool = True, pace: Pace | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.session = session
         self._way = way
         self._path = path
@@ -268,7 +268,7 @@ class Agent:
         session = self.session
         assert session.token is not None
         talk = Conversation(session.onion, session.token, self._dimension,
-                            session.max_difficulty, self._can_pay, self._pace)  # fmt: skip
+                            session.max_difficulty, self._can_pay, self._pace)
         while True:
             try:
                 async with Circuit(self._way, session.onion, fresh_identity()) as circuit:
@@ -300,7 +300,7 @@ class Agent:
                 if self._work is not None:
                     what.add(self._work)
                 await asyncio.wait(what, timeout=min(talk.wake(_now()), _FOREVER),
-                                   return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
+                                   return_when=asyncio.FIRST_COMPLETED)
                 if self._work is not None and self._work.done():
                     made, self._work = self._work, None
                     solution, delta = made.result()

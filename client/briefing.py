@@ -79,7 +79,7 @@ def about_task(task: Task, signed: SignedTask) -> str:
 def about_price(
     price: Price, release: Release, budget: float, delta: float, task: Task,
     door: AdmissionPuzzle,
-) -> str:  # fmt: skip
+) -> str:
     """What it costs, what leaves this machine, and what never does."""
     bought = f"{price.updates:,} updates"
     if price.updates > task.training.max_updates and not _rounds(task):

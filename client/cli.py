@@ -67,7 +67,7 @@ def _option_problem(option: str, what: str) -> Problem:
 
 
 def _check_typed(epsilon: float, batch: int, min_clients: int, budget: float, delta: float,
-                 curator: str | None, max_difficulty: int, patience: float) -> None:  # fmt: skip
+                 curator: str | None, max_difficulty: int, patience: float) -> None:
     """Refuse values that mean nothing, before anything else is done."""
     for name, value in (("--epsilon", epsilon), ("--budget", budget)):
         if not 0 < value <= _MOST:
@@ -87,7 +87,7 @@ def _check_typed(epsilon: float, batch: int, min_clients: int, budget: float, de
 
 _patience_option = click.option(
     "--patience", type=float, default=900.0, show_default=True, metavar="SECONDS",
-    help="Give up when nobody has answered for so long.")  # fmt: skip
+    help="Give up when nobody has answered for so long.")
 _wait_option = click.option(
     "--no-wait", is_flag=True, help="When the budget is spent, do not wait for the model.")
 
@@ -127,7 +127,7 @@ async def join(
     delta: float, curator: str | None, session_path: Path | None, ledger: Path | None,
     max_difficulty: int, output: Path | None, again: bool, go_on: bool, no_wait: bool,
     patience: float, tor: TorOptions, state: Path, as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Join the training at ONION with your own data: see the task, and what it costs.
 
     Nothing is sent yet but the question what is trained there. A session file is written, and
@@ -152,7 +152,7 @@ async def join(
         async with circuit(way, onion) as line:
             signed = await unless_away(
                 lambda: fetch_task(line), min(patience, 60.0),
-                lambda why: say(f"Not there yet ({why}); trying again."))  # fmt: skip
+                lambda why: say(f"Not there yet ({why}); trying again."))
             task = _check_task(signed, onion, curator, min_clients, as_json)
             mine = await asyncio.to_thread(load, data, task.data, batch)
             door = await fetch_puzzle(line, max_difficulty)
@@ -163,7 +163,7 @@ async def join(
             say(about_price(cost, release, budget, delta, task, door) + "\n")
         if delta * release.rows > 1:
             warn(f"WARNING: with --delta above 1/{release.rows} the promise may fail for some "
-                 "row; choose a smaller one.")  # fmt: skip
+                 "row; choose a smaller one.")
         if session_path is None:
             private_directory(private_directory(state) / "sessions")
         with hold_session(path):
@@ -172,7 +172,7 @@ async def join(
                 onion=onion, task=signed, data=str(here / data), fingerprint=mine.fingerprint,
                 epsilon=epsilon, batch=batch, min_clients=min_clients, budget=budget, delta=delta,
                 max_difficulty=max_difficulty, ledger=str(ledgers), output=str(output),
-                puzzle=door))  # fmt: skip
+                puzzle=door))
             told = {
                 "event": "joined", "onion": onion, "session": str(path), "title": plain(task.title),
                 "task": task_id(signed), "curator": signed.curator.hex(),
@@ -181,10 +181,10 @@ async def join(
                 "epsilon_update": cost.per_update, "epsilon_before": cost.already,
                 "updates": cost.updates, "epsilon_total": cost.total,
                 "difficulty": door.difficulty,
-            }  # fmt: skip
+            }
             where = f"--session {shlex.quote(str(path))}" if session_path else onion
             result(told, as_json, f"Joined. The session is {path}." + (
-                "" if go_on else f"\nNext, type: tormentor solve {where}"))  # fmt: skip
+                "" if go_on else f"\nNext, type: tormentor solve {where}"))
             if go_on:
                 await _train(way, path, not no_wait, patience, as_json)
 
@@ -196,7 +196,7 @@ def _check_task(
     task = open_task(signed, onion)
     if curator is not None and signed.curator != bytes.fromhex(curator):
         raise PeerProblem(OTHER_CURATOR, address=onion, found=signed.curator.hex(),
-                          expected=curator.lower())  # fmt: skip
+                          expected=curator.lower())
     if not as_json:
         say(about_task(task, signed) + "\n")
     if min_clients > task.clients.maximum:
@@ -230,7 +230,7 @@ def _check_replaceable(path: Path, again: bool) -> None:
     if old.token is not None and old.outcome != "published" and not again:
         raise _option_problem("--session", (
             f"would replace {path}, which is unfinished; go on with 'tormentor solve', or say "
-            "--again"))  # fmt: skip
+            "--again"))
 
 
 @click.command()
@@ -244,7 +244,7 @@ def _check_replaceable(path: Path, again: bool) -> None:
 @json_option
 @command
 async def solve(onion: str | None, session_path: Path | None, no_wait: bool, patience: float,
-                tor: TorOptions, state: Path, as_json: bool) -> None:  # fmt: skip
+                tor: TorOptions, state: Path, as_json: bool) -> None:
     """Solve the puzzle at the door, train until the model is published, and save it.
 
     It may be stopped at any time, however rudely; the same command goes on where it was. With
@@ -309,7 +309,7 @@ async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: b
         with shown(as_json, session.budget) as tell:
             outcome = await Agent(
                 way, path, session, trainer, book, lambda: budget.remaining > 0, tell,
-                wait=wait, pace=Pace(patience=patience)).run()  # fmt: skip
+                wait=wait, pace=Pace(patience=patience)).run()
         spent, updates = await asyncio.to_thread(budget.spent), book.count(name)
     saved = outcome == "published"
     told = {
@@ -317,16 +317,16 @@ async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: b
         "delta": session.delta, "epsilon": session.epsilon, "batch": session.batch,
         "rows": release.rows, "min_clients": session.min_clients,
         "model": session.output if saved else None, "seconds": time.monotonic() - began,
-    }  # fmt: skip
+    }
     words = f"{updates:,} updates cost epsilon {spent:.3g} of {session.budget:g} " \
-            f"at delta {session.delta:g}."  # fmt: skip
+            f"at delta {session.delta:g}."
     if saved:
         result(told, as_json, f"The model is saved as {session.output}, and its address has "
-               f"signed it. {words}")  # fmt: skip
+               f"signed it. {words}")
         return
     end = Problem(BUDGET_SPENT, spent=spent, budget=session.budget, delta=session.delta)
     result(told, as_json, f"{end.sentence}\n{words} Run 'tormentor solve' again to fetch the "
-           "model when it is published.")  # fmt: skip
+           "model when it is published.")
     raise Exit(EXIT_BUDGET)
 
 
@@ -410,11 +410,11 @@ async def verify(model: Path, onion: str | None, as_json: bool) -> None:
         "onion": found.onion, "task": task_id(found.signed), "title": plain(found.task.title),
         "curator": found.signed.curator.hex(), "updates": found.updates,
         "ended": plain(found.ended), "dimension": found.task.dimension,
-    }  # fmt: skip
+    }
     result(told, as_json, (
         f"Good: {found.onion} signed this model.\n"
         f"Task     {plain(found.task.title)}\n"
         f"Curator  {found.signed.curator.hex()}\n"
         f"Updates  {found.updates:,}; ended by {plain(found.ended)}"
         + ("" if onion else "\nIt names its own address: compare it with the one that you know, "
-           "or add --onion.")))  # fmt: skip
+           "or add --onion.")))

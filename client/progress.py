@@ -61,13 +61,13 @@ def words(event: Event, budget: float) -> str:
         case Solving(door=door, tried=tried, expected=expected, rate=rate):
             what = "the admission puzzle" if door else "an update's puzzle"
             return (f"Solving {what}: {tried:,} tries at {rate:,.0f} a second; it takes "
-                    f"{seconds(expected / rate)} on average.")  # fmt: skip
+                    f"{seconds(expected / rate)} on average.")
         case Admitted():
             return "Admitted. Training begins as soon as enough clients are here."
         case Waiting(why=why, have=have, need=need):
             if why == NOT_PUBLISHED.code:
                 return (f"The others go on: {have:,} of at most {need:,} updates; waiting for the "
-                        "model.")  # fmt: skip
+                        "model.")
             if why in (TOO_FEW_CLIENTS.code, ROUND_OPEN.code):
                 return PeerProblem(KINDS[why], have=have, need=need).sentence
             return "The broker asks us to wait."

@@ -251,7 +251,7 @@ class Conversation:
     def __init__(
         self, onion: str, token: bytes, dimension: int, max_difficulty: int,
         can_pay: Callable[[], bool], pace: Pace,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.updates = 0
         self._onion = onion
         self._token = token

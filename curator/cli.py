@@ -82,7 +82,7 @@ async def curate(
     *, task: Path | None, validation: Path | None, broker: str | None, key: Path | None,
     watch: bool, init: Path | None, target: str | None, output: Path | None, as_json: bool,
     state: Path, tor: TorOptions,
-) -> None:  # fmt: skip
+) -> None:
     """Define a task and hand it to a broker.
 
     First write a task file for your table, and read it; then hand it over, with rows to validate
@@ -95,7 +95,7 @@ async def curate(
     """
     if init is not None:
         mixed = {"TASK.toml": task, "--validation": validation, "--broker": broker,
-                 "--key": key, "--watch": watch or None}  # fmt: skip
+                 "--key": key, "--watch": watch or None}
         for name, value in mixed.items():
             if value is not None:
                 raise Problem(BAD_OPTION, option=name, what="does not go with --init")
@@ -122,7 +122,7 @@ async def curate(
         async with circuit(way, onion) as model_circuit:
             await _appear(model_circuit, order.signed)
             told = {"onion": onion, "task": task_id(order.signed),
-                    "curator": order.signed.curator.hex(), "join": order.join(onion)}  # fmt: skip
+                    "curator": order.signed.curator.hex(), "join": order.join(onion)}
             if not watch:
                 result(told, as_json, lambda: _invitation(told))
                 return
@@ -147,7 +147,7 @@ class _Order:
     def join(self, onion: str) -> str:
         """What somebody types to take part."""
         return (f"tormentor join {onion} --curator {self.signed.curator.hex()} --data YOUR.csv "
-                f"--epsilon 1 --min-clients {self.clients}")  # fmt: skip
+                f"--epsilon 1 --min-clients {self.clients}")
 
 
 def _order(path: Path, validation: Path, broker: str, state: Path, key: Path | None) -> _Order:
@@ -159,13 +159,13 @@ def _order(path: Path, validation: Path, broker: str, state: Path, key: Path | N
         most = (VALIDATION_LIMIT - TASK_LIMIT - SMALL_LIMIT) // (4 * task.dimension + 1)
         raise Problem(BAD_OPTION, option=f"--validation {validation}",
                       what=f"has {len(labels):,} rows and a broker takes at most {most:,} of "
-                      "this width; give fewer")  # fmt: skip
+                      "this width; give fewer")
     signed = sign(task, curator_key(state, key))
     body = encode(Curate(
         task=signed,
         rows=np.ascontiguousarray(rows, dtype="<f4").tobytes(),
         labels=labels.astype(np.uint8).tobytes(),
-    ))  # fmt: skip
+    ))
     return _Order(address, signed, body, task.clients.minimum)
 
 
@@ -178,7 +178,7 @@ async def _hand_over(desk: Circuit, order: _Order) -> str:
     except Problem as problem:
         if problem.kind is NOT_FOUND:
             raise Problem(BAD_OPTION, option=f"--broker {desk.onion}",
-                          what="is not the address of a broker's desk") from None  # fmt: skip
+                          what="is not the address of a broker's desk") from None
         if problem.kind is NOT_AN_ONION:
             raise PeerProblem(MALFORMED) from None
         raise
@@ -199,20 +199,20 @@ async def _appear(model: Circuit, signed: SignedTask) -> None:
 
 def _invitation(told: dict[str, str]) -> str:
     return (f"Model:   {told['onion']}\nCurator: {told['curator']}\n"
-            f"Those who take part type:\n  {told['join']}")  # fmt: skip
+            f"Those who take part type:\n  {told['join']}")
 
 
 def _init(table: Path, target: str | None, output: Path, as_json: bool) -> None:
     if output.exists():
         raise Problem(BAD_OPTION, option=f"--output {output}",
-                      what="exists and is not overwritten; name another file")  # fmt: skip
+                      what="exists and is not overwritten; name another file")
     made = draft(read_table(table), table, target)
     write_whole(output, made.text.encode())
     for note in made.notes:
         warn(plain(note))
     result({"task": str(output), "notes": made.notes}, as_json,
            f"Wrote {output}. Read it, correct it, and hand it to a broker with\n"
-           f"  tormentor curate {output} --validation ROWS.csv --broker ONION")  # fmt: skip
+           f"  tormentor curate {output} --validation ROWS.csv --broker ONION")
 
 
 # -- status ----------------------------------------------------------------------------------
@@ -278,14 +278,14 @@ async def _fetch(model_circuit: Circuit, output: Path | None) -> tuple[Model, Pa
 
 def _described(model: Model, saved: Path) -> dict[str, object]:
     return {"onion": model.onion, "model": str(saved), "curator": model.signed.curator.hex(),
-            "updates": model.updates, "ended": model.ended}  # fmt: skip
+            "updates": model.updates, "ended": model.ended}
 
 
 def _saved_words(model: Model, saved: Path) -> str:
     title = plain(model.task.title).replace("\n", " ")
     return (f"Saved {saved}: '{title}', {model.updates:,} updates.\n"
             f"Signed by {model.onion} for the task of curator {model.signed.curator.hex()}.\n"
-            f"Apply it with: tormentor predict {saved} --data YOUR.csv")  # fmt: skip
+            f"Apply it with: tormentor predict {saved} --data YOUR.csv")
 
 
 def _check_place(path: Path) -> None:

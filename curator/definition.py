@@ -146,7 +146,7 @@ def _words(kind: inspect.Type, value: object) -> str:
     if isinstance(kind, (inspect.IntType, inspect.FloatType)):
         noun = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
         bounds = ((kind.gt, "above"), (kind.ge, "at least"),
-                  (kind.lt, "below"), (kind.le, "at most"))  # fmt: skip
+                  (kind.lt, "below"), (kind.le, "at most"))
         limits = [f"{word} {bound:,.10g}" for bound, word in bounds if bound is not None]
         return " ".join([noun, " and ".join(limits)]).rstrip()
     if isinstance(kind, inspect.StrType):
@@ -250,7 +250,7 @@ def read_key(path: Path) -> Ed25519PrivateKey:
 
 def _pem(key: Ed25519PrivateKey) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                             serialization.NoEncryption())  # fmt: skip
+                             serialization.NoEncryption())
 
 
 def _why(error: OSError) -> str:

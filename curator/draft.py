@@ -66,7 +66,7 @@ _SECTIONS: Final[tuple[tuple[str, str, Struct, dict[str, str]], ...]] = (
         "threshold": "a client whose influences add up to less than minus this gets a strike",
         "seconds": "a round waits so many seconds for silent clients",
     }),
-)  # fmt: skip
+)
 _EXAMPLES: Final = {"target_error": "0.2", "patience": "500"}
 """For settings that are off unless given: what a line that is taken out of its comment says."""
 
@@ -112,7 +112,7 @@ def draft(columns: Columns, path: Path, target: str | None) -> Draft:
     if answer not in columns:
         raise Problem(BAD_OPTION, option=f"--target {answer}",
                       what=f"is not a column of {path}{suggestion(answer, columns)}"
-                      )  # fmt: skip
+                      )
     notes: list[str] = []
     column, positive = _target(answer, columns[answer], path, notes)
     used = []
@@ -180,7 +180,7 @@ def _target(
     if len(values) != 2 or max(map(len, values)) > _NAME_LETTERS or not 0 < len(name) <= 100:
         raise Problem(BAD_OPTION, option=f"--target {name}",
                       what=f"has {len(values)} different values in {path} and an answer has "
-                      "two; name the column that holds a yes-or-no answer")  # fmt: skip
+                      "two; name the column that holds a yes-or-no answer")
     rarer = min(values, key=present.count)
     positive = next((v for v in values if v.lower() in _YES), rarer)
     return _Column(name, _strings(values)), positive
@@ -246,7 +246,7 @@ def _range(numbers: np.ndarray) -> list[str]:
     """``constraints``, ``center`` and ``scale`` of a column of numbers."""
     low, high, center, scale = constants(numbers)
     return [f"constraints = {{ minimum = {_number(low)}, maximum = {_number(high)} }}",
-            f"center = {_number(center)}", f"scale = {_number(scale)}"]  # fmt: skip
+            f"center = {_number(center)}", f"scale = {_number(scale)}"]
 
 
 def constants(numbers: np.ndarray) -> tuple[float, float, float, float]:

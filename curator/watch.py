@@ -64,7 +64,7 @@ async def get_from_model(circuit: Circuit, path: str, limit: int = SMALL_LIMIT) 
             raise Problem(
                 BAD_OPTION, option=circuit.onion,
                 what="is not the address of a model; give the one that 'tormentor curate' "
-                "printed, not the broker's own") from None  # fmt: skip
+                "printed, not the broker's own") from None
         raise
 
 
@@ -120,7 +120,7 @@ def line(status: Status) -> str:
     """A status in one line, for a log: the same while nothing has changed."""
     error = "" if status.error is None else f", error {status.error:.1%}"
     return (f"{status.phase}: {status.clients} of {status.needed} clients, "
-            f"{status.updates} of {status.max_updates} updates{error}")  # fmt: skip
+            f"{status.updates} of {status.max_updates} updates{error}")
 
 
 def words(status: Status, errors: list[float] | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -114,7 +113,7 @@ async def demo(directory: Path, as_json: bool) -> None:
     from lab.demo import Demo, Failed, run
 
     console = Console(stderr=True)
-    place = Path(os.path.abspath(directory))
+    place = Path.cwd() / directory
     told = ""
 
     def plain_line(now: Demo) -> None:

@@ -103,7 +103,7 @@ async def run(directory: Path, changed: Callable[[Demo], None]) -> Demo:
     """
     _clear(directory)
     demo = Demo(directory, [ClientView(h.name, h.epsilon, h.batch, h.min_clients)
-                            for h in HOSPITALS])  # fmt: skip
+                            for h in HOSPITALS])
     ticking = asyncio.create_task(_tick(lambda: changed(demo)))
     try:
         with demo.timed("data"):
@@ -153,14 +153,14 @@ async def _train(demo: Demo, network: TorNetwork) -> None:
     data, work = demo.directory / "data", demo.directory / "work"
     log = demo.directory / "demo.log"
     broker = Command(log, "broker", "--json", "--torrc", network.extra_torrc,
-                     "--state", work / "broker", "--linger", 600)  # fmt: skip
+                     "--state", work / "broker", "--linger", 600)
     async with broker:
         with demo.timed("broker"):
             desk = str((await broker.line())["onion"])
         with demo.timed("curate"):
             curate = Command(log, "curate", data / "task.toml", "--json", "--validation",
                              data / "validation.csv", "--broker", desk, "--state",
-                             work / "curator", "--socks", curators_port)  # fmt: skip
+                             work / "curator", "--socks", curators_port)
             async with curate:
                 told = await curate.line()
                 await curate.finish()
@@ -174,13 +174,13 @@ async def _train(demo: Demo, network: TorNetwork) -> None:
                     "--curator", str(told["curator"]), "--state", work / view.name,
                     "--output", work / f"{view.name}.safetensors", "--socks", clients_port))
                 for view in demo.clients
-            ]  # fmt: skip
+            ]
             following = [asyncio.create_task(_follow(command, view))
                          for command, view in zip(hospitals, demo.clients, strict=True)]
             async with Circuit(Route(curators_port), demo.onion, fresh_identity()) as circuit:
                 await _watch(demo, circuit, following)
     shutil.copyfile(work / f"{HOSPITALS[0].name}.safetensors",
-                    demo.directory / "model.safetensors")  # fmt: skip
+                    demo.directory / "model.safetensors")
 
 
 async def _watch(demo: Demo, circuit: Circuit, clients: list[asyncio.Task[None]]) -> None:
@@ -244,7 +244,7 @@ class Command:
                 sys.executable, "-m", "tormentor", *self._arguments, stdout=subprocess.PIPE,
                 stderr=log, stdin=subprocess.DEVNULL, env=environment,
                 # Ctrl-C is for the demo, which then ends its commands in order.
-                start_new_session=True)  # fmt: skip
+                start_new_session=True)
         return self
 
     async def __aexit__(self, *failure: object) -> None:
@@ -317,4 +317,4 @@ def _report(demo: Demo, parts: Split) -> None:
         "machine": {"cores": os.cpu_count(), "python": sys.version.split()[0]},
         "files": {"model": str(path), "plot": str(demo.directory / "plot.png"),
                   "log": str(demo.directory / "demo.log")},
-    }  # fmt: skip
+    }

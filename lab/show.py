@@ -40,7 +40,7 @@ def live(demo: Demo) -> RenderableType:
         steps.add_row("[green]✓[/]", name, f"{seconds:.1f} s", "")
     if demo.phase:
         steps.add_row("[yellow]●[/]", f"[bold]{demo.phase}[/]", f"{now - demo.phase_began:.1f} s",
-                      Text(demo.note, style="dim"))  # fmt: skip
+                      Text(demo.note, style="dim"))
     parts: list[RenderableType] = [steps]
     status = demo.status
     if status is not None:
@@ -69,7 +69,7 @@ def clients_table(demo: Demo) -> Table:
     table.add_column("state")
     for view in demo.clients:
         table.add_row(view.name, f"{view.epsilon:g}", str(view.batch), str(view.min_clients),
-                      str(view.updates), f"{view.spent:.1f}", Text(view.state))  # fmt: skip
+                      str(view.updates), f"{view.spent:.1f}", Text(view.state))
     return table
 
 
@@ -80,7 +80,7 @@ def report(demo: Demo) -> RenderableType:
     errors.add_column(f"error on {told['test_rows']} test rows that nobody trained on")
     errors.add_column("", justify="right")
     errors.add_row("[bold]private model, trained together through Tor[/]",
-                   f"[bold]{told['private_error']:.1%}[/]")  # fmt: skip
+                   f"[bold]{told['private_error']:.1%}[/]")
     errors.add_row("one model on everybody's rows, no privacy", f"{told['central_error']:.1%}")
     for client, error in zip(told["clients"], told["alone_errors"], strict=True):
         errors.add_row(f"{client['name']} alone, no privacy", f"{error:.1%}")
@@ -92,11 +92,11 @@ def report(demo: Demo) -> RenderableType:
         privacy.add_row(
             client["name"], f"{client['epsilon']:g}", f"{client['batch']} of {client['rows']}",
             str(client["updates"]), f"[bold]{client['epsilon_total']:.1f}[/]",
-            f"{client['delta']:g}")  # fmt: skip
+            f"{client['delta']:g}")
     caveat = Text(
         "Totals are composed as pure ε-DP, the bound that holds for any noise. A total far above "
         "10 promises little: fewer updates, smaller ε or smaller batches cost less.",
-        style="dim", overflow="fold")  # fmt: skip
+        style="dim", overflow="fold")
     times = " · ".join(f"{name} {seconds:.1f} s" for name, seconds in told["seconds"].items())
     files = Table.grid(padding=(0, 2))
     files.add_row("address", told["onion"])
@@ -104,7 +104,7 @@ def report(demo: Demo) -> RenderableType:
         files.add_row(name, path)
     files.add_row("report", str(demo.directory / "report.json"))
     return Group(errors, privacy, caveat, Text(), Text(times, style="dim", overflow="fold"),
-                 Text(), files)  # fmt: skip
+                 Text(), files)
 
 
 def write_report(demo: Demo) -> None:

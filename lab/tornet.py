@@ -49,6 +49,10 @@ _PRIVATE: Final = """\
 TestingTorNetwork 1
 AssumeReachable 1
 PathsNeededToBuildCircuits 0.67
+# tor learns how long circuits take and gives up slower ones: on an idle loopback 60 ms, and when
+# the machine is busy a moment later, onion services fail to meet their clients for minutes.
+LearnCircuitBuildTimeout 0
+CircuitBuildTimeout 20
 """
 
 _NODE: Final = """\
@@ -134,7 +138,7 @@ class TorNetwork:
         self.socks: list[Socks] = []
         self.tor: Tor | None = None
         self._names = [*(f"authority{i}" for i in range(AUTHORITIES)),
-                       *(f"relay{i}" for i in range(RELAYS))]  # fmt: skip
+                       *(f"relay{i}" for i in range(RELAYS))]
         self._children: dict[str, asyncio.subprocess.Process] = {}
 
     async def up(
@@ -180,13 +184,13 @@ class TorNetwork:
             await self.down()
             log = self.directory / "authority0" / "tor.log"
             raise Problem(TOR_SLOW, percent=0, seconds=round(seconds), what=reached,
-                          log=log) from None  # fmt: skip
+                          log=log) from None
         except BaseException:
             await self.down()
             raise
 
     async def _up(self, socks_ports: int, tell: Progress,
-                  links: Callable[[Sequence[Link]], Awaitable[None]] | None) -> bool:  # fmt: skip
+                  links: Callable[[Sequence[Link]], Awaitable[None]] | None) -> bool:
         """One attempt; False when a relay missed the first vote."""
         tell(0, "making keys")
         program, _ = await asyncio.to_thread(find_tor)
@@ -195,13 +199,13 @@ class TorNetwork:
         with contextlib.ExitStack() as reserved:
             ports = [_reserve(reserved) for _ in range(2 * count + AUTHORITIES)]
             listening, advertised, dir_ports = (
-                ports[:count], ports[count : 2 * count], ports[2 * count :])  # fmt: skip
+                ports[:count], ports[count : 2 * count], ports[2 * count :])
             if links is None:
                 advertised = listening
             pairs = [Link(*pair) for pair in zip(advertised, listening, strict=True)]
             lines = await asyncio.gather(*(
                 self._authority_keys(program, name, pairs[i].advertised, dir_ports[i])
-                for i, name in enumerate(self._names[:AUTHORITIES])))  # fmt: skip
+                for i, name in enumerate(self._names[:AUTHORITIES])))
             self.extra_torrc.write_text(_PRIVATE + "\n".join(lines) + "\n")
             if links is not None:
                 await links(pairs)
@@ -210,7 +214,7 @@ class TorNetwork:
             commands = [
                 prepare(program, self.directory / name,
                         self._node(name, pairs[i], dir_ports[i : i + 1]))
-                for i, name in enumerate(self._names)]  # fmt: skip
+                for i, name in enumerate(self._names)]
             await asyncio.gather(*map(self._start, self._names, commands))
             tell(20, "waiting for the authorities to agree")
             complete = await self._consensus()
@@ -238,25 +242,25 @@ class TorNetwork:
                  "-c", str(keys / "authority_certificate"), "--passphrase-fd", "0"),
             _run(log, str(program), "--defaults-torrc", os.devnull, "--ignore-missing-torrc",
                  "-f", str(directory / "torrc"), "--quiet", "--DataDirectory", str(directory),
-                 "--ORPort", str(or_port), "--Nickname", name, "--list-fingerprint"))  # fmt: skip
+                 "--ORPort", str(or_port), "--Nickname", name, "--list-fingerprint"))
         certificate = (keys / "authority_certificate").read_text()
         identity = re.search(r"^fingerprint ([0-9A-F]{40})$", certificate, re.MULTILINE)
         relay = re.search(r"((?:[0-9A-F]{4} ?){10})", printed)
         if not (identity and relay):
             raise Problem(TOR_FAILED, why=f"{name} has no fingerprint", log=log)
         return (f"DirAuthority {name} orport={or_port} v3ident={identity[1]} "
-                f"127.0.0.1:{dir_port} {relay[1].strip()}")  # fmt: skip
+                f"127.0.0.1:{dir_port} {relay[1].strip()}")
 
     def _node(self, name: str, link: Link, dir_port: Sequence[int]) -> str:
         """The torrc of an authority or a relay."""
         or_ports = f"ORPort 127.0.0.1:{link.listening}"
         if link.advertised != link.listening:
             or_ports = (f"ORPort 127.0.0.1:{link.advertised} NoListen\n"
-                        f"ORPort 127.0.0.1:{link.listening} NoAdvertise")  # fmt: skip
+                        f"ORPort 127.0.0.1:{link.listening} NoAdvertise")
         owner = f"__OwningControllerProcess {os.getpid()}"
         text = _NODE.format(directory=self.directory / name, name=name, or_ports=or_ports,
                             extra=self.extra_torrc,
-                            ending="RunAsDaemon 1" if self.detached else owner)  # fmt: skip
+                            ending="RunAsDaemon 1" if self.detached else owner)
         if dir_port:
             return text + _AUTHORITY.format(dir_port=dir_port[0])
         # A relay that asks before there is a consensus backs off, at random, for up to a minute.
@@ -295,7 +299,7 @@ class TorNetwork:
         directory = self.directory / "client"
         if not self.detached:
             self.tor = await launch(directory, extra_torrc=self.extra_torrc, progress=tell,
-                                    socks_ports=socks_ports)  # fmt: skip
+                                    socks_ports=socks_ports)
             self.socks = self.tor.ports
             return
         text = torrc(directory, socks_ports=("auto",) * socks_ports, extra=self.extra_torrc)

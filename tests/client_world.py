@@ -253,7 +253,7 @@ class StandIn:
         """A ticket."""
         parts: dict[str, object] = {
             "ticket": secrets.token_bytes(16), "weights": vector_to_wire(self.weights),
-            "lock": secrets.token_bytes(16), "difficulty": self.task.puzzles.update}  # fmt: skip
+            "lock": secrets.token_bytes(16), "difficulty": self.task.puzzles.update}
         work = Work(**{**parts, **changes})  # type: ignore[arg-type]
         self.tickets[work.ticket] = work
         return work

@@ -53,7 +53,7 @@ def onion_of(seed: bytes) -> str:
 
 DESK, MODEL = onion_of(b"d" * 32), onion_of(SEED)
 ROWS = "age,town,sick\n" + "".join(
-    f"{20 + 3 * i % 50},{'Oslo' if i % 3 else 'Lima'},{i % 2}\n" for i in range(30))  # fmt: skip
+    f"{20 + 3 * i % 50},{'Oslo' if i % 3 else 'Lima'},{i % 2}\n" for i in range(30))
 AWAY = "away"
 
 
@@ -61,7 +61,7 @@ def status(phase: Any = "training", **changes: Any) -> Status:
     fields: dict[str, Any] = {
         "phase": phase, "title": "Sick or well", "task": "0" * 64, "clients": 3, "needed": 2,
         "updates": 10, "max_updates": 1000, "error": 0.25, "best_error": 0.2, "rounds": 4,
-        "strikes": 1, "seconds": 75.0}  # fmt: skip
+        "strikes": 1, "seconds": 75.0}
     return Status(**fields | changes)
 
 
@@ -168,7 +168,7 @@ def direct(port: int) -> list[str]:
 
 def curate(broker: StandIn, *more: str, task: str = "task.toml", rows: str = "rows.csv") -> Result:
     return run("curate", task, "--validation", rows, "--broker", DESK, *more,
-               *direct(broker.port))  # fmt: skip
+               *direct(broker.port))
 
 
 def sentence(result: Result, exit_status: int) -> str:

@@ -79,7 +79,7 @@ def says(*parts: bytes, forever: bytes = b"", pause: float = 0.0, stay: bool = T
 
 
 def talks(*frames: bytes, forever: bytes = b"", pause: float = 0.0, stay: bool = True,
-          head: bytes = b"") -> Behaviour:  # fmt: skip
+          head: bytes = b"") -> Behaviour:
     """Take part in a WebSocket handshake, then send these frames."""
 
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,7 +88,7 @@ def talks(*frames: bytes, forever: bytes = b"", pause: float = 0.0, stay: bool =
         magic = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
         writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: "
                      b"Upgrade\r\nSec-WebSocket-Accept: " + base64.b64encode(magic)
-                     + b"\r\n" + head + b"\r\n")  # fmt: skip
+                     + b"\r\n" + head + b"\r\n")
         for frame in frames:
             writer.write(frame)
         while forever:
@@ -148,7 +148,7 @@ def _status(line: bytes, body: bytes, *more: bytes) -> bytes:
         pytest.param(says(_status(b"500 x", b"y" * 5_000)), TOO_LARGE, id="a long refusal"),
         pytest.param(says(_status(b"204 x", b"")), MALFORMED, id="nothing"),
     ],
-)  # fmt: skip
+)
 async def test_whatever_is_answered_one_problem_comes_of_it(behave: Behaviour, kind: Kind) -> None:
     tracemalloc.start()
     began = time.monotonic()
@@ -196,7 +196,7 @@ def _frame(opcode: int, payload: bytes, *, flags: int = 0x80) -> bytes:
         pytest.param(talks(_frame(2, b"x" * 100)[:50], stay=False), AWAY, id="hangs up halfway"),
         pytest.param(talks(_frame(2, b"x" * 100)[:50]), AWAY, id="stops halfway"),
     ],
-)  # fmt: skip
+)
 async def test_whatever_is_said_in_a_websocket(behave: Behaviour, kind: Kind) -> None:
     tracemalloc.start()
     began = time.monotonic()
@@ -225,7 +225,7 @@ async def test_whatever_is_said_in_a_websocket(behave: Behaviour, kind: Kind) ->
                      MALFORMED, id="a wrong key"),
         pytest.param(says(), AWAY, id="silence"),
     ],
-)  # fmt: skip
+)
 async def test_a_handshake_that_fails(behave: Behaviour, kind: Kind) -> None:
     async with hostile(behave) as circuit:
         with pytest.raises(Problem) as caught:
@@ -303,7 +303,7 @@ async def honest(app: web.Application) -> AsyncIterator[int]:
 async def _seen(request: web.Request) -> web.Response:
     await request.read()
     lines = [f"{request.method} {request.path_qs}", *(f"{k}: {v}" for k, v in
-                                                      request.headers.items())]  # fmt: skip
+                                                      request.headers.items())]
     answer = web.Response(body="\n".join(lines).encode())
     answer.set_cookie("who", "you")
     return answer
@@ -322,7 +322,7 @@ async def test_headers_tell_nothing_and_are_always_the_same(monkeypatch) -> None
             assert (await circuit.get("/task")).decode() == expected
         posted = (await circuit.post("/join", b"12345")).decode()
         assert posted == (f"POST /join\nHost: {ONION}\nUser-Agent: tormentor\n"
-                              "Content-Length: 5")  # fmt: skip
+                              "Content-Length: 5")
 
 
 async def test_a_conversation_keeps_its_connection_and_its_order() -> None:
@@ -400,7 +400,7 @@ async def test_an_identity_is_a_socks_name_and_tor_resolves() -> None:
      (0xF4, "invited clients only"), (0xF5, "invitation"), (0xF6, "does not accept"),
      (0xF7, "took too long"), (0x01, "could not connect"), (0x04, "no such onion"),
      (0x06, "in time"), (0x55, "tor refused")],
-)  # fmt: skip
+)
 async def test_tors_own_errors_are_said_in_words(reply: int, words: str) -> None:
     async with (
         socks_port(reply) as (socks, _),

@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
     path = tmp_path / "file"
     path.write_bytes(b"old")
     ended = subprocess.run([sys.executable, "-c", FULL, path], cwd=HERE, capture_output=True,
-                           text=True, timeout=20)  # fmt: skip
+                           text=True, timeout=20)
     assert ended.stdout.startswith("disk Cannot write"), ended.stderr
     assert "file too large" in ended.stdout
     assert path.read_bytes() == b"old"
@@ -113,7 +113,7 @@ def test_killed_at_any_time_the_file_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for pause in (0.0, 0.003, 0.01):
         with subprocess.Popen([sys.executable, "-c", FOR_EVER, path], cwd=HERE,
-                              stdout=subprocess.PIPE) as process:  # fmt: skip
+                              stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
             while not path.exists():

@@ -58,7 +58,7 @@ from accord.problems import (
 TYPES = sorted(
     (kind for kind in vars(messages).values()
      if isinstance(kind, type) and issubclass(kind, Struct) and kind is not Struct),
-    key=lambda kind: kind.__name__)  # fmt: skip
+    key=lambda kind: kind.__name__)
 LIMIT = 100_000
 FROM_BROKER = Turn
 FOUND = 300
@@ -72,13 +72,13 @@ def drawn(hint: Any) -> st.SearchStrategy[Any]:
         hint, *metas = get_args(hint)
         for meta in metas:
             limits |= {name: value for name in ("ge", "le", "lt", "min_length", "max_length")
-                       if (value := getattr(meta, name)) is not None}  # fmt: skip
+                       if (value := getattr(meta, name)) is not None}
     if isinstance(hint, type) and issubclass(hint, Struct):
         hints = get_type_hints(hint, include_extras=True)
         return st.builds(hint, **{name: drawn(inner) for name, inner in hints.items()})
     origin = get_origin(hint)
     sizes = {"min_size": limits.get("min_length", 0),
-             "max_size": min(limits.get("max_length", FOUND), FOUND)}  # fmt: skip
+             "max_size": min(limits.get("max_length", FOUND), FOUND)}
     if origin in (Union, types.UnionType):
         return st.one_of(*map(drawn, get_args(hint)))
     if origin is Literal:
@@ -115,7 +115,7 @@ def unbounded(hint: Any, place: str) -> list[str]:
     if isinstance(hint, type) and issubclass(hint, Struct):
         hints = get_type_hints(hint, include_extras=True)
         return [bad for name, inner in hints.items()
-                for bad in unbounded(inner, f"{place}.{name}")]  # fmt: skip
+                for bad in unbounded(inner, f"{place}.{name}")]
     origin = get_origin(hint)
     if origin is Literal or hint is types.NoneType or hint is bool:
         return []
@@ -123,7 +123,7 @@ def unbounded(hint: Any, place: str) -> list[str]:
         return [bad for inner in get_args(hint) for bad in unbounded(inner, place)]
     if hint in (bytes, str) or origin in (list, dict, tuple, set):
         inner = [bad for part in get_args(hint) if part is not ...
-                 for bad in unbounded(part, f"{place}[]")]  # fmt: skip
+                 for bad in unbounded(part, f"{place}[]")]
         return inner + ([] if bounded("max_length") else [place])
     if hint in (int, float):
         return [] if bounded("ge", "gt") and bounded("le", "lt") else [place]
@@ -229,7 +229,7 @@ def test_a_damaged_message_raises_nothing_else(
             ["type", "ticket", "next", "receipt", "numbers", "code", "token", "seconds"]),
             inner, max_size=4),
         max_leaves=12),
-    KINDS)  # fmt: skip
+    KINDS)
 def test_msgpack_of_other_things_raises_nothing_else(value: object, kind: Any) -> None:
     refused_or_valid(msgspec.msgpack.encode(value), kind)
 
@@ -238,7 +238,7 @@ def test_msgpack_of_other_things_raises_nothing_else(value: object, kind: Any) -
     b"", b"\xc1", b"\x91" * 100_000, b"\x81\xa1a" * 30_000, b"\xdd\xff\xff\xff\xff",
     b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xa2\xff\xfe",
     b"\xd6\xff\x00\x00\x00\x00",
-], ids=lambda raw: raw[:6].hex() or "nothing")  # fmt: skip
+], ids=lambda raw: raw[:6].hex() or "nothing")
 @pytest.mark.parametrize("kind", [Push, Turn, Status, Curate, FromClient])
 def test_bombs(raw: bytes, kind: Any) -> None:
     with pytest.raises(PeerProblem) as caught:
@@ -271,13 +271,13 @@ def test_the_largest_messages_fit_their_limits(dimension: int) -> None:
 
 def test_the_longest_message_without_weights_is_far_below_the_small_limit() -> None:
     longest = Status("published", "\U0001f600" * 200, "a" * 64, 100_000, 100_000, 2**53 - 1,
-                     2**53 - 1, 1.0, 1.0, 2**53 - 1, 2**53 - 1, 1e9, "x" * 40)  # fmt: skip
+                     2**53 - 1, 1.0, 1.0, 2**53 - 1, 2**53 - 1, 1e9, "x" * 40)
     others = [
         Turn(bytes(16), Refused("c" * 40, {"x" * 19 + str(i): 2**53 for i in range(4)})),
         Turn(bytes(16), Wait("c" * 40, 1, 1, 1e9)), Turn(bytes(16), End()),
         Join(bytes(64), bytes(32), 100_000), Welcome(bytes(32)), Hello(bytes(32)),
         AdmissionPuzzle(bytes(64), 64, 1e9), Curated("a" * 62),
-    ]  # fmt: skip
+    ]
     assert all(len(encode(message)) < SMALL_LIMIT for message in [longest, *others])
 
 
@@ -286,7 +286,7 @@ def test_the_largest_task_fits_its_field() -> None:
     assert decode(encode(signed), SignedTask, TASK_LIMIT + SMALL_LIMIT) == signed
     with pytest.raises(PeerProblem):
         decode(encode(SignedTask(bytes(TASK_LIMIT + 1), bytes(32), bytes(64))), SignedTask,
-               TASK_LIMIT + SMALL_LIMIT)  # fmt: skip
+               TASK_LIMIT + SMALL_LIMIT)
     assert VALIDATION_LIMIT > TASK_LIMIT
 
 
@@ -299,7 +299,7 @@ def test_the_largest_task_fits_its_field() -> None:
     Curated("a" * 61), Turn(bytes(17), End()), Wait("", 1, 1, 1.0), Wait("x", 100_001, 1, 1.0),
     Refused("x", {str(i): 1 for i in range(5)}), Refused("x", {"y" * 21: 1}),
     Refused("x", {"y": 2**63}),
-], ids=str)  # fmt: skip
+], ids=str)
 def test_one_step_outside_a_bound_is_refused(message: Struct) -> None:
     with pytest.raises(PeerProblem) as caught:
         decode(encode(message), type(message))
@@ -319,7 +319,7 @@ def test_vectors_come_back_exactly(numbers: list[float]) -> None:
 @pytest.mark.parametrize("raw", [
     bytes(7), bytes(9), bytes(4), bytes(12), b"\x00\x00\x80\x7f" * 2, b"\x00\x00\xc0\x7f" * 2,
     bytes(4) + b"\x00\x00\x80\xff",
-])  # fmt: skip
+])
 def test_a_vector_of_another_length_or_not_finite_is_none(raw: bytes) -> None:
     assert vector_from_wire(raw, 2) is None
 

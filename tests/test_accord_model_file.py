@@ -70,7 +70,7 @@ def test_there_and_back(expected: str | None) -> None:
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=2),
-       st.integers(0, 2**53), st.sampled_from(["max-updates", "target-error", ""]))  # fmt: skip
+       st.integers(0, 2**53), st.sampled_from(["max-updates", "target-error", ""]))
 def test_any_model_comes_back(numbers: list[float], updates: int, ended: str) -> None:
     raw = written(weights=np.array(numbers), updates=updates, ended=ended)
     model = read_model(raw, "m", onion())
@@ -121,7 +121,7 @@ def test_a_key_that_is_not_the_address_s_has_signed_nothing() -> None:
     {"task": None}, {"curator": None}, {"updates": None}, {"ended": None}, {"onion": None},
     {"format": "tormentor model 2"}, {"format": None}, {"task_signature": "00"},
     {"task_signature": ""}, {"signature": ""},
-])  # fmt: skip
+])
 def test_every_part_is_signed(changes: dict[str, str | None]) -> None:
     why(remade(**changes))
     read_model(remade(), "m", onion())
@@ -130,7 +130,7 @@ def test_every_part_is_signed(changes: dict[str, str | None]) -> None:
 @pytest.mark.parametrize("weights", [
     np.zeros(1), np.zeros(3), np.zeros(0), np.zeros((2, 1)), np.zeros((1, 2)),
     np.array([1.0, np.nan]), np.array([np.inf, 1.0]),
-])  # fmt: skip
+])
 def test_signed_weights_that_do_not_fit_are_refused(weights: np.ndarray) -> None:
     assert "do not fit" in why(written(weights=weights))
 
@@ -148,7 +148,7 @@ def test_a_task_that_its_curator_did_not_sign_is_refused_though_the_onion_did() 
 @pytest.mark.parametrize("tensors", [
     {}, {"weights": WEIGHTS, "more": WEIGHTS}, {"w": WEIGHTS}, {"weights": WEIGHTS.astype("f8")},
     {"weights": WEIGHTS.astype("i4")},
-])  # fmt: skip
+])
 def test_other_tensors_are_refused(tensors: dict[str, np.ndarray]) -> None:
     length = struct.unpack_from("<Q", GOOD)[0]
     metadata = json.loads(GOOD[8 : 8 + length])["__metadata__"]
@@ -170,7 +170,7 @@ def test_any_header_is_bad_and_nothing_else(header: bytes) -> None:
     | st.sampled_from(["F32", "F64", "BF16", "tormentor model 1"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
         st.sampled_from(["__metadata__", "weights", "dtype", "shape", "data_offsets", "format",
-                         "onion", "task"]), inner, max_size=4), max_leaves=15))  # fmt: skip
+                         "onion", "task"]), inner, max_size=4), max_leaves=15))
 def test_any_json_header_is_bad_and_nothing_else(header: object) -> None:
     raw = json.dumps(header).encode()
     why(struct.pack("<Q", len(raw)) + raw + bytes(8))
@@ -182,7 +182,7 @@ def test_any_json_header_is_bad_and_nothing_else(header: object) -> None:
     b'{"weights":{"dtype":"BF16","shape":[4],"data_offsets":[0,8]}}',
     b'{"weights":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]},"__metadata__":{}}',
     b"[" * 90_000, b'{"a":' * 50_000, b'{"__metadata__":{"format":1}}', b'{"__metadata__":[]}',
-])  # fmt: skip
+])
 def test_hostile_headers(header: bytes) -> None:
     why(struct.pack("<Q", len(header)) + header + bytes(8))
 

@@ -88,21 +88,21 @@ def test_only_whole_numbers_travel() -> None:
 
 @given(st.text(max_size=40) | st.sampled_from(sorted(KINDS)),
        st.dictionaries(st.text(max_size=20) | st.sampled_from(["have", "need", "limit", "k"]),
-                       st.integers(-(2**63), 2**64), max_size=4))  # fmt: skip
+                       st.integers(-(2**63), 2**64), max_size=4))
 def test_a_stranger_s_refusal_is_one_of_our_sentences(code: str, numbers: dict[str, int]) -> None:
     problem = from_wire(code, numbers)
     assert type(problem) is PeerProblem
     assert problem.kind in TRAVELS
     expected = [k.sentence for k in TRAVELS]
     assert any(re.fullmatch(re.sub(r"\\\{.*?\\\}", r"-?\\d+", re.escape(s)), problem.sentence)
-               for s in expected)  # fmt: skip
+               for s in expected)
 
 
 @pytest.mark.parametrize(("code", "numbers"), [
     ("nothing-like-it", {}), ("", {}), ("no-file", {"path": 1, "why": 1}), ("full", {}),
     ("too-few-clients", {"have": 1}), ("full", {"maximum": 1, "kind": 2}), ("full", {"self": 1}),
     ("__class__", {}), ("budget-spent", {"spent": 1, "budget": 1, "delta": 1}),
-])  # fmt: skip
+])
 def test_a_refusal_that_does_not_fit_is_malformed(code: str, numbers: dict[str, int]) -> None:
     assert from_wire(code, numbers).kind is MALFORMED
 

@@ -28,7 +28,7 @@ TOWN = Field("town", "string", constraints=Constraints(enum=("Oslo", "Rome", "Li
 SICK = Field("sick", "boolean")
 ALL = Schema((AGE, WEIGHT, SMOKER, TOWN, SICK), "sick")
 GOOD = {"age": ["60", "30"], "weight": ["82.5", "57.5"], "smoker": ["yes", "FALSE"],
-        "town": ["Lima", " Oslo "], "sick": ["1", "0"]}  # fmt: skip
+        "town": ["Lima", " Oslo "], "sick": ["1", "0"]}
 
 
 def problem(schema: Schema, columns: dict[str, list[str]], **options: bool) -> Problem:
@@ -71,7 +71,7 @@ def test_without_labels_the_target_may_be_there_or_not() -> None:
      ["well", "ill", "ill"], [0, 1, 1]),
     (Field("y", "string", constraints=Constraints(enum=("ill", "well"))), "well",
      ["well", "ill", "ill"], [1, 0, 0]),
-])  # fmt: skip
+])
 def test_answers(target: Field, positive: str, cells: list[str], expected: list[int]) -> None:
     schema = Schema((WEIGHT, target), "y", positive)
     _, labels = schema.encode({"weight": ["1", "2", "3"], "y": cells}, "a")
@@ -84,17 +84,17 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 @given(st.lists(st.tuples(FINITE, FINITE, st.booleans(), st.sampled_from("abc")),
                 min_size=2, max_size=12),
-       FINITE, st.floats(min_value=5e-324, allow_infinity=False), FINITE, FINITE)  # fmt: skip
+       FINITE, st.floats(min_value=5e-324, allow_infinity=False), FINITE, FINITE)
 def test_every_row_has_norm_one_whatever_its_cells_and_constants(
     rows: list[tuple[float, float, bool, str]], center: float, scale: float, low: float,
     high: float,
-) -> None:  # fmt: skip
+) -> None:
     schema = Schema((
         Field("a", center=center, scale=scale),
         Field("b", constraints=Constraints(minimum=-1.7e308, maximum=1.7e308)),
         Field("c", "boolean"),
         Field("d", "string", constraints=Constraints(enum=("a", "b", "c"))),
-        Field("y", "integer")), "y")  # fmt: skip
+        Field("y", "integer")), "y")
     columns = {
         "a": [repr(row[0]) for row in rows],
         "b": [repr(max(-1.7e308, min(1.7e308, row[1]))) for row in rows],
@@ -109,7 +109,7 @@ def test_every_row_has_norm_one_whatever_its_cells_and_constants(
 
 
 @given(st.lists(st.floats(-50, 150), min_size=2, max_size=20), st.floats(-100, 100),
-       st.floats(0.01, 100))  # fmt: skip
+       st.floats(0.01, 100))
 def test_standardisation_is_exact(values: list[float], center: float, scale: float) -> None:
     schema = Schema((Field("x", center=center, scale=scale), SICK), "sick")
     answers = ["1", "0"] * len(values)
@@ -119,7 +119,7 @@ def test_standardisation_is_exact(values: list[float], center: float, scale: flo
 
 
 @given(st.dictionaries(st.sampled_from(["age", "weight", "smoker", "town", "sick", "other"]),
-                       st.lists(st.text(max_size=8), min_size=2, max_size=2)))  # fmt: skip
+                       st.lists(st.text(max_size=8), min_size=2, max_size=2)))
 def test_any_text_is_a_row_or_a_problem(columns: dict[str, list[str]]) -> None:
     try:
         rows, _ = ALL.encode(GOOD | columns, "a")
@@ -139,7 +139,7 @@ def test_any_text_is_a_row_or_a_problem(columns: dict[str, list[str]]) -> None:
     ("weight", "?", "missing"), ("smoker", "2", "'2' is not true or false"),
     ("smoker", "null", "missing"), ("town", "Paris", "'Paris' is not Oslo, Rome, Lima"),
     ("town", "oslo", "not Oslo"), ("town", "", "missing"), ("sick", "maybe", "true or false"),
-])  # fmt: skip
+])
 @pytest.mark.parametrize("row", [0, 1])
 def test_a_wrong_cell_is_named_by_row_and_column(
     column: str, cell: str, said: str, row: int
@@ -194,13 +194,13 @@ def test_no_rows_and_one_answer() -> None:
 @pytest.mark.parametrize("kind", ["boolean", "number", "string"])
 def test_a_leaked_label_is_found(same: Callable[[bool], bool], kind: str) -> None:
     limits = {"number": Constraints(minimum=0, maximum=9), "boolean": Constraints(),
-              "string": Constraints(enum=("0", "1"))}  # fmt: skip
+              "string": Constraints(enum=("0", "1"))}
     leak = Field("leak", kind, constraints=limits[kind])  # type: ignore[arg-type]
     schema = Schema((WEIGHT, leak, SICK), "sick")
     answers = [i % 3 == 0 for i in range(20)]
     columns = {"weight": [str(i) for i in range(20)],
                "leak": [str(int(same(y))) for y in answers],
-               "sick": [str(int(y)) for y in answers]}  # fmt: skip
+               "sick": [str(int(y)) for y in answers]}
     found = problem(schema, columns)
     assert found.kind is LEAKED_LABEL
     assert found.details["column"] == "leak"
@@ -232,7 +232,7 @@ def test_a_leaked_label_is_found(same: Callable[[bool], bool], kind: str) -> Non
                     "y", "c"), "one of the values"),
     (lambda: Schema((Field("x", constraints=Constraints(minimum=0, maximum=5e-324)), SICK),
                     "sick"), "too close"),
-])  # fmt: skip
+])
 def test_a_schema_that_makes_no_sense_is_refused(make: Callable[[], object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()

@@ -35,7 +35,7 @@ def problem(tmp_path: Path, raw: bytes, name: str = "t.csv") -> Problem:
     b"a,b\n1,x\n2,y\n", b"a;b\n1;x\n2;y\n", b"a\tb\n1\tx\n2\ty\n", b"a,b\r\n1,x\r\n2,y\r\n",
     b"a,b\r1,x\r2,y\r", b"a,b\n1,x\n2,y", b"\xef\xbb\xbfa,b\n1,x\n2,y\n",
     b'"a","b"\n"1","x"\n"2","y"\n', b" a , b \n1,x\n2,y\n", b"a,b\n\n1,x\n\n2,y\n\n",
-])  # fmt: skip
+])
 def test_dialects(tmp_path: Path, raw: bytes) -> None:
     assert read(tmp_path, raw) == EXPECTED
 
@@ -46,7 +46,7 @@ def test_quotes_hold_delimiters_quotes_and_lines(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00\r"),
-                        max_size=8), min_size=1, max_size=10))  # fmt: skip
+                        max_size=8), min_size=1, max_size=10))
 def test_what_csv_writes_is_read(
     tmp_path_factory: pytest.TempPathFactory, cells: list[str]
 ) -> None:
@@ -67,7 +67,7 @@ def test_what_csv_writes_is_read(
     (b"a,b\n1,\xff\n", BAD_TABLE, "not text in UTF-8"), (b"\xff\xfea\x00", BAD_TABLE, "UTF-8"),
     (b"a,b\n1," + b"x" * 200_000 + b"\n", BAD_TABLE, "line 2"),
     (b"PK\x03\x04\x14\x00\x06\x00\x08\x00\x00\x00!\x00\x9f", BAD_TABLE, "UTF-8"),
-])  # fmt: skip
+])
 def test_what_is_not_a_table(tmp_path: Path, raw: bytes, kind: Kind, said: str) -> None:
     found = problem(tmp_path, raw)
     assert found.kind is kind

@@ -39,7 +39,7 @@ def schema() -> Schema:
                 Field("smoker", "boolean"),
                 Field("town", "string", constraints=Constraints(enum=("Oslo", "Łódź", "'\"\\"))),
                 Field("sick", "boolean")),
-        target="sick")  # fmt: skip
+        target="sick")
 
 
 def task(**changes: object) -> Task:
@@ -70,7 +70,7 @@ SETTINGS = st.builds(
     Training, step=st.floats(1e-9, 1e9), clip=st.floats(1e-9, 1e9),
     schedule=st.sampled_from(["constant", "1/t", "1/sqrt(t)"]),
     target_error=st.none() | st.floats(0, 1),
-    patience=st.none() | st.integers(1, 10**8))  # fmt: skip
+    patience=st.none() | st.integers(1, 10**8))
 
 
 @given(SETTINGS, st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200))
@@ -100,7 +100,7 @@ def test_signing_and_opening_changes_nothing(training: Training, title: str) -> 
     lambda t: compact(t).replace(b'"step":1.0', b'"step":NaN'),
     lambda t: compact(t).replace(b'"step":1.0', b'"step":1.0,"step":2.0'),
     lambda t: b"\xff\xfe", lambda t: b"{}", lambda t: b"[" * 500_000, lambda t: b"\xef\xbb\xbf{}",
-])  # fmt: skip
+])
 def test_a_body_that_is_not_canonical_is_refused_though_well_signed(change) -> None:  # type: ignore[no-untyped-def]
     plain = json.loads(canonical(task()))
     assert compact(plain) == canonical(task())
@@ -155,7 +155,7 @@ def test_a_signature_of_other_bytes_is_none_of_a_task() -> None:
 
 def test_the_id_names_the_task_and_its_curator() -> None:
     ids = {task_id(sign(task(), KEY)), task_id(sign(task(), OTHER)),
-           task_id(sign(task(title="another"), KEY))}  # fmt: skip
+           task_id(sign(task(title="another"), KEY))}
     assert len(ids) == 3
     assert all(len(i) == 64 and set(i) <= set("0123456789abcdef") for i in ids)
     assert task_id(sign(task(), KEY)) == task_id(sign(task(), KEY))
@@ -166,7 +166,7 @@ def test_the_id_names_the_task_and_its_curator() -> None:
     ("constant", [2.0, 2.0, 2.0, 2.0]),
     ("1/t", [2.0, 1.0, 2 / 3, 0.5]),
     ("1/sqrt(t)", [2.0, 2 / math.sqrt(2), 2 / math.sqrt(3), 1.0]),
-])  # fmt: skip
+])
 def test_step_sizes(schedule: str, expected: list[float]) -> None:
     training = Training(step=2.0, schedule=schedule)  # type: ignore[arg-type]
     assert [step_size(training, t) for t in range(1, 5)] == pytest.approx(expected)

@@ -83,7 +83,7 @@ def test_an_address_begins_with_its_key() -> None:
         "expyuzz4wqqyqhjn.onion",                            # version 2
         "\u0131" * 56 + ".onion", "x" * 5_000, "\x1b[2J" + KNOWN[0],
     ],
-)  # fmt: skip
+)
 def test_anything_else_is_not_an_onion_and_is_not_repeated_raw(typed: str) -> None:
     with pytest.raises(Problem) as caught:
         check_onion(typed)
@@ -103,7 +103,7 @@ def test_a_seed_expands_as_in_rfc_8032() -> None:
     seed = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
     assert expanded_key(seed).hex() == (
         "307c83864f2833cb427a2ef1c00a013cfdff2768d980c0a3a520f006904de94f"
-        "9b4f0afe280b746a778684e75442502057b7473a03f08f96f5a38e9287e01f8f")  # fmt: skip
+        "9b4f0afe280b746a778684e75442502057b7473a03f08f96f5a38e9287e01f8f")
 
 
 # -- the program -----------------------------------------------------------------------------
@@ -152,10 +152,10 @@ def _lines(text: str) -> list[str]:
 
 def test_the_template_is_filled_in(tmp_path: Path) -> None:
     lines = _lines(tor.torrc(tmp_path, socks_ports=["auto", "9150"], owner=42,
-                             extra=tmp_path / "more"))  # fmt: skip
+                             extra=tmp_path / "more"))
     flags = "IsolateSOCKSAuth KeepAliveIsolateSOCKSAuth ExtendedErrors"
     assert [line for line in lines if line.startswith("SocksPort")] == [
-        f"SocksPort 127.0.0.1:auto {flags}", f"SocksPort 127.0.0.1:9150 {flags}"]  # fmt: skip
+        f"SocksPort 127.0.0.1:auto {flags}", f"SocksPort 127.0.0.1:9150 {flags}"]
     assert f'DataDirectory "{tmp_path}"' in lines
     assert f'ControlSocket unix:"{tmp_path}/control"' in lines
     assert f'%include "{tmp_path}/more"' in lines
@@ -197,7 +197,7 @@ def _gone(pid: int) -> bool:
 async def test_a_tor_that_ends_at_once_says_why(stand_in, tmp_path: Path) -> None:
     stand_in(body="echo 'Nov 01 00:00:00.000 [warn] Could not bind to 127.0.0.1:1: in use.';"
                   " echo 'Nov 01 00:00:00.000 [err] Reading config failed--see warnings above.';"
-                  " exit 1")  # fmt: skip
+                  " exit 1")
     with pytest.raises(Problem, match="Could not bind") as caught:
         await tor.launch(tmp_path / "tor")
     assert caught.value.kind is TOR_FAILED
@@ -259,12 +259,12 @@ async def test_no_control_port_is_said_apart_from_one_that_refuses(
         while line := await reader.readline():
             if line.startswith(b"PROTOCOLINFO"):
                 writer.write(b'250-PROTOCOLINFO 1\r\n250-AUTH METHODS=HASHEDPASSWORD\r\n'
-                             b'250-VERSION Tor="0.4.9.11"\r\n250 OK\r\n')  # fmt: skip
+                             b'250-VERSION Tor="0.4.9.11"\r\n250 OK\r\n')
             else:
                 writer.write(b"515 Authentication failed\r\n")
 
     async with (await asyncio.start_server(socks, "127.0.0.1", 0) as front,
-                await asyncio.start_server(closed, "127.0.0.1", 0) as back):  # fmt: skip
+                await asyncio.start_server(closed, "127.0.0.1", 0) as back):
         where = tor.Socks("127.0.0.1", front.sockets[0].getsockname()[1])
         refusing = tor.Socks("127.0.0.1", back.sockets[0].getsockname()[1])
         nothing = tor.Socks("127.0.0.1", free_port)

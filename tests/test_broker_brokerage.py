@@ -58,11 +58,20 @@ def test_a_ticket_is_good_for_its_own_client_only():
     assert updates(brokerage) == 0
 
 
-def test_an_old_ticket_is_stale_after_a_new_pull():
+def test_asking_again_gives_the_same_ticket_so_that_no_paid_noise_is_wasted():
+    player, other = Player(brokerage := make_brokerage()), Player(brokerage)
+    work = player.work(1.0)
+    other.step(2.0)
+    assert player.work(3.0) == work
+    assert player.push(player.answer(work), 4.0).receipt == work.ticket
+
+
+def test_a_ticket_that_has_grown_old_is_replaced_and_stale():
     player = Player(make_brokerage())
-    old = player.answer(player.work(1.0))
-    player.work(2.0)
-    turn = player.push(old, 3.0)
+    old = player.work(1.0)
+    new = player.work(40.0)
+    assert new.ticket != old.ticket
+    turn = player.push(player.answer(old), 41.0)
     assert isinstance(turn.next, Refused) and turn.next.code == "stale-ticket"
 
 

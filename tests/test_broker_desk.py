@@ -1,4 +1,4 @@
-"""The desk over real sockets (its TCP front, without Tor): curate, join, train, publish, restart."""
+"""The desk over real sockets (its TCP front, no Tor): curate, join, train, publish, restart."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ async def test_secrets_are_0600_and_sockets_in_a_0700_directory(tmp_path):
 HOSTILE = [
     b"", b"\xc1", b"\x80", b"x" * 3000, encode(Hello(b"t" * 32)), encode(Welcome(b"t" * 32)),
     encode(Push(b"t" * 16, b"", b"\x00" * 16)), encode(Push(b"t" * 16, b"", b"\xff" * 9)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("message", HOSTILE)

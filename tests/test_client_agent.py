@@ -74,7 +74,7 @@ class Person:
             "fingerprint": self.data.fingerprint, "epsilon": EPSILON, "batch": BATCH,
             "min_clients": 2, "budget": self.budget, "delta": 1e-6, "max_difficulty": 4,
             "ledger": str(self.path.parent / "ledgers"),
-            "output": str(self.path.parent / "model.safetensors")}  # fmt: skip
+            "output": str(self.path.parent / "model.safetensors")}
         save_session(self.path, Session(**{**parts, **changes}))  # type: ignore[arg-type]
 
     @property
@@ -91,12 +91,12 @@ class Person:
     async def run(self, broker: StandIn, way: Route) -> str:
         session = self.session
         release = Release(session.epsilon, session.batch, len(self.data.labels),
-                          broker.task.dimension)  # fmt: skip
+                          broker.task.dimension)
         with self.ledger() as ledger:
             budget = Budget(ledger, task_id(session.task), release, session.budget, session.delta)
             trainer = Trainer(broker.task, self.data, session.batch, session.epsilon, budget.spend)
             agent = Agent(way, self.path, session, trainer, ledger, lambda: budget.remaining > 0,
-                          self.events.append, wait=self.wait, pace=self.pace)  # type: ignore[arg-type]  # fmt: skip
+                          self.events.append, wait=self.wait, pace=self.pace)  # type: ignore[arg-type]
             return await agent.run()
 
     def saw(self, kind: type[Event]) -> list[Event]:
@@ -375,7 +375,7 @@ async def test_promise_what_never_leaves(person: Person) -> None:
     secret = {EPSILON, float(BATCH), BUDGET, float(len(person.data.labels)), 1e-6}
     dimension = broker.task.dimension
     said = [decode(raw, Join | Hello | Pull | Push | Leave, push_limit(dimension))
-            for raw in (*broker.ws, *(body for _, _, body in broker.heard if body))]  # fmt: skip
+            for raw in (*broker.ws, *(body for _, _, body in broker.heard if body))]
     assert {type(message) for message in said} >= {Join, Hello, Pull, Push}
     for message in said:
         match message:
@@ -412,4 +412,4 @@ async def test_promise_what_never_leaves(person: Person) -> None:
     assert bytes.fromhex(person.data.fingerprint) not in wire
     names = {name for _, head, _ in broker.heard for name in head}
     assert {name for name in names if not name.startswith("Sec-")} <= {
-        "Host", "User-Agent", "Content-Length", "Connection", "Upgrade"}  # fmt: skip
+        "Host", "User-Agent", "Content-Length", "Connection", "Upgrade"}

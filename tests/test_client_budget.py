@@ -83,7 +83,7 @@ def test_the_figures_of_the_plan():
     ("epsilon", "times"),
     [(1e-4, 10_000), (1e-3, 300_000), (0.0081, 4000), (0.1, 300), (0.3, 7), (0.5, 1), (1, 100),
      (2.96, 300), (1, 5000), (10, 1000), (10, 1)],
-)  # fmt: skip
+)
 def test_one_kind_composes_optimally_and_never_too_low(epsilon, times, delta):
     total = epsilon_total({plain(epsilon): times}, delta)
     best = optimal_epsilon(epsilon, times, delta)
@@ -164,7 +164,7 @@ def test_a_total_that_makes_no_sense_is_refused():
     ("release", "budget", "already"),
     [(WHEAT, 1.0, {}), (WHEAT, 3.0, {}), (WHEAT, 3.0, {RYE: 500}), (plain(0.7), 5.0, {}),
      (plain(1e-3), 8.0, {}), (Release(5.0, 10, 80, 25), 884.0, {}), (RYE, 1.0, {RYE: 77})],
-)  # fmt: skip
+)
 def test_what_is_affordable_is_exact(release, budget, already):
     count = affordable(release, budget, 1e-6, already)
 
@@ -195,14 +195,14 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
+    )
 
 
 def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    )
 
 
 def fill(directory: Path) -> Path:
@@ -337,7 +337,7 @@ def test_two_processes_cannot_spend_from_one_file(tmp_path):
         "import sys; from pathlib import Path; from client.budget import Ledger\n"
         "ledger = Ledger(Path(sys.argv[1]), sys.argv[2]); print('open', flush=True); input()",
         str(tmp_path), PRINT,
-    )  # fmt: skip
+    )
     with holder:
         assert holder.stdout is not None and holder.stdout.readline() == "open\n"
         for _ in range(2):
@@ -422,7 +422,7 @@ def test_a_full_disk_at_creation(tmp_path):
         "except Problem as problem: assert problem.kind is DISK\n"
         "else: raise SystemExit('made')",
         str(tmp_path), PRINT,
-    )  # fmt: skip
+    )
     with Ledger(tmp_path, PRINT) as ledger:
         assert ledger.spend("barley", WHEAT) == 1
 

@@ -44,7 +44,7 @@ class World:
 
     def arguments(self, command: str, *more: object) -> list[str]:
         tor = ["--tor", "none", "--direct", f"127.0.0.1:{self.port}", "--state",
-               str(self.home / "state")]  # fmt: skip
+               str(self.home / "state")]
         return [command, *(str(m) for m in more), *tor]
 
     def run(self, command: str, *more: object) -> Result:
@@ -53,7 +53,7 @@ class World:
     def start(self, command: str, *more: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "tormentor", *self.arguments(command, *more)], cwd=ROOT,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     @property
     def data(self) -> Path:
@@ -70,7 +70,7 @@ class World:
 
     def join(self, *more: object) -> Result:
         return self.run("join", ONION, "--data", self.data, "--epsilon", 1, "--min-clients", 2,
-                        "--output", self.model, *more)  # fmt: skip
+                        "--output", self.model, *more)
 
     def paid(self) -> int:
         (file,) = (self.home / "state" / "ledgers").glob("*.ledger")
@@ -138,7 +138,7 @@ def test_from_join_to_predict(world: World) -> None:
     assert {"event": "waiting", "why": "too-few-clients", "have": 1, "need": 2} in events
     end = events[-1]
     assert set(end) == {"event", "outcome", "updates", "epsilon_total", "delta", "epsilon", "batch",
-                        "rows", "min_clients", "model", "seconds"}  # fmt: skip
+                        "rows", "min_clients", "model", "seconds"}
     assert (end["event"], end["outcome"], end["updates"]) == ("end", "published", 5)
     assert (end["epsilon"], end["batch"], end["rows"], end["min_clients"]) == (1.0, 50, 211, 2)
     assert end["model"] == str(world.model) and 0 < end["epsilon_total"] < 8  # type: ignore[operator]
@@ -163,7 +163,7 @@ def world_free(*arguments: object) -> Result:
 
 def test_join_and_solve_in_one(world: World) -> None:
     done = world.join("--solve", "--json", "--curator",
-                      CURATOR.public_key().public_bytes_raw().hex().upper())  # fmt: skip
+                      CURATOR.public_key().public_bytes_raw().hex().upper())
     assert done.exit_code == 0, done.output
     events = [e["event"] for e in lines(done.stdout)]
     assert events[0] == "joined" and events[-1] == "end"
@@ -255,7 +255,7 @@ def test_typed_wrongly(world: World, name: str) -> None:
 @pytest.mark.parametrize("address", ["example.com", "a" * 56 + ".onion", "", "x.onion\x1b[2J"])
 def test_not_an_onion(world: World, address: str) -> None:
     refused(world.run("join", address, "--data", world.data, "--epsilon", 1, "--min-clients", 2,
-                      "--json"), 2, "not-an-onion")  # fmt: skip
+                      "--json"), 2, "not-an-onion")
     refused(world.run("solve", address or "x", "--json"), 2, "not-an-onion")
     untouched(world)
 
@@ -414,7 +414,7 @@ def full_disk(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     directory.mkdir()
     mounted = os.geteuid() == 0 and subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", directory], check=False,
-        capture_output=True).returncode == 0  # fmt: skip
+        capture_output=True).returncode == 0
     if mounted:
         (directory / "filler").write_bytes(b"x" * 4096)
     else:
@@ -479,7 +479,7 @@ def test_predict_in_words(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("content", "code"), [
     ("", "empty-file"), ("a,b\n1,2\n", "missing-column"),
-    ("age,income,member,region\nold,1,true,north\n", "bad-cell")])  # fmt: skip
+    ("age,income,member,region\nold,1,true,north\n", "bad-cell")])
 def test_predict_wrong_data(model: Path, tmp_path: Path, content: str, code: str) -> None:
     data = tmp_path / "new.csv"
     data.write_text(content)

@@ -62,7 +62,7 @@ def talk(money: int = 1000) -> Conversation:
 
 def work(ticket: int = 1, **changes: object) -> Work:
     parts: dict[str, object] = {"ticket": bytes([ticket]) * 16, "lock": b"l",
-                                "weights": vector_to_wire(np.ones(D)), "difficulty": 2}  # fmt: skip
+                                "weights": vector_to_wire(np.ones(D)), "difficulty": 2}
     return Work(**{**parts, **changes})  # type: ignore[arg-type]
 
 
@@ -180,7 +180,7 @@ def test_the_end(end: End | Refused) -> None:
     (work(weights=b""), BAD_WEIGHTS),
     (work(weights=vector_to_wire(np.ones(D + 1))), BAD_WEIGHTS),
     (work(weights=vector_to_wire(np.array([1, np.inf, 0]))), BAD_WEIGHTS),
-])  # fmt: skip
+])
 def test_a_bad_ticket_ends_it_before_anything_is_spent(bad: Work, kind: object) -> None:
     it = talk()
     it.connected(0.0)
@@ -233,7 +233,7 @@ NEXT = st.one_of(
     st.builds(Refused, code=st.sampled_from([*KINDS, "?"]), numbers=st.dictionaries(
         st.sampled_from(["have", "need", "dimension", "kind", "self", ""]),
         st.integers(-(2**63), 2**64 - 1), max_size=4)),
-)  # fmt: skip
+)
 TURNS = st.builds(Turn, receipt=st.one_of(st.just(b""), TICKETS), next=NEXT)
 ACTS = st.one_of(TURNS, st.sampled_from(["made", "cut", "time"]))
 
@@ -292,7 +292,7 @@ def session(**changes: object) -> Session:
         "onion": ONION, "task": sign(make_task(), CURATOR), "data": "/x/mine.csv",
         "fingerprint": "ab" * 32, "epsilon": 1.0, "batch": 50, "min_clients": 5, "budget": 8.0,
         "delta": 1e-6, "max_difficulty": 6, "ledger": "/x", "output": "/x/m",
-        "token": b"secret-token-of-32-bytes-exactly"}  # fmt: skip
+        "token": b"secret-token-of-32-bytes-exactly"}
     return Session(**{**parts, **changes})  # type: ignore[arg-type]
 
 

@@ -70,7 +70,7 @@ def test_a_task_is_handed_over_and_its_address_printed(here: Path, broker: Stand
     assert order.rows == vector_to_wire(rows)
     assert list(order.labels) == list(labels)
     assert broker.seen == [(DESK, "POST", "/curate"), (MODEL, "GET", "/status"),
-                           (MODEL, "GET", "/task")]  # fmt: skip
+                           (MODEL, "GET", "/task")]
     assert "WARNING: --tor none" in result.stderr
 
 
@@ -126,7 +126,7 @@ def test_a_broker_that_changes_the_task_is_found_out(here: Path, broker: StandIn
     (AWAY, 6, "Nobody answers"), (b"", 8, "not a message"), (b"<html>", 8, "not a message"),
     (encode(Curated("a" * 62)), 8, "not a message"), (bytes(5000), 8, "larger than the 4096"),
     (encode(Curated("\x1b[31m" + "a" * 57)), 8, "not a message"),
-])  # fmt: skip
+])
 def test_what_a_desk_may_answer(
     here: Path, broker: StandIn, answer: Any, exit_status: int, said: str
 ) -> None:
@@ -149,7 +149,7 @@ def test_no_broker_there(here: Path) -> None:
     ("age,town,sick\n30,Paris,1\n31,Oslo,0\n", 3, "row 1, column town: 'Paris' is not"),
     ("age,town,sick\n30,Oslo\n", 3, "line 2 has 2 cells"),
     (None, 3, "Cannot read other.csv"),
-])  # fmt: skip
+])
 def test_bad_validation_rows_are_told_before_anybody_is_asked(
     here: Path, broker: StandIn, rows: str | None, exit_status: int, said: str
 ) -> None:
@@ -165,7 +165,7 @@ def test_bad_validation_rows_are_told_before_anybody_is_asked(
     (lambda t: t.replace("step = 1", "step = 0"), "training.step is 0 and must be"),
     (lambda t: t.replace("[data]", "[data"), "it is not TOML"),
     (lambda t: "", "title is missing"),
-])  # fmt: skip
+])
 def test_a_bad_task_is_told_before_anybody_is_asked(
     here: Path, broker: StandIn, change: Callable[[str], str], said: str
 ) -> None:
@@ -204,7 +204,7 @@ def test_a_bad_key_is_told_before_anybody_is_asked(here: Path, broker: StandIn) 
     (["--init", "rows.csv", "--watch"], "--watch does not go with --init"),
     (["--init", "rows.csv", "--target", "nothing"], "--target nothing is not a column"),
     (["--init", "rows.csv", "--output", "task.toml"], "exists and is not overwritten"),
-])  # fmt: skip
+])
 def test_wrong_usage_is_one_sentence(here: Path, arguments: list[str], said: str) -> None:
     before = sorted(here.iterdir())
     assert said in sentence(run("curate", *arguments), 2)
@@ -238,7 +238,7 @@ def test_the_draft_is_named_after_its_table(here: Path) -> None:
 
 def test_what_is_left_out_is_said(here: Path) -> None:
     Path("odd.csv").write_text("who\x1b[2J,age,sick\n" + "".join(
-        f"person {i},{i * i},{i % 2}\n" for i in range(60)))  # fmt: skip
+        f"person {i},{i * i},{i % 2}\n" for i in range(60)))
     result = run("curate", "--init", "odd.csv")
     assert "is left out: it has 60 different texts" in result.stderr
     assert [f.name for f in read_definition(Path("odd.toml")).data.features()] == ["age"]

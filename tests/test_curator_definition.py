@@ -65,7 +65,7 @@ def why(tmp_path: Path, text: str | bytes) -> str:
 
 # -- reading ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("text", [GOOD, "\ufeff" + GOOD, GOOD.replace("\n", "\r\n"),
-                                  "version = 1\n" + GOOD])  # fmt: skip
+                                  "version = 1\n" + GOOD])
 def test_a_good_task(tmp_path: Path, text: str) -> None:
     task = read_definition(written(tmp_path, text))
     assert (task.title, task.dimension, task.training.step) == ("Sick or well", 3, 2.0)
@@ -126,7 +126,7 @@ def test_a_good_task(tmp_path: Path, text: str) -> None:
     ("[[data.fields]]", "[data.fields]", "not TOML"),
     ("step = 2", "step = ", "not TOML: invalid value (at line 17, column 8)"),
     ("step = 2", "step = 2\nstep = 3", "not TOML: cannot overwrite a value"),
-])  # fmt: skip
+])
 def test_what_is_wrong_is_said_with_its_place(
     tmp_path: Path, old: str, new: str, said: str
 ) -> None:
@@ -147,7 +147,7 @@ def test_what_is_wrong_is_said_with_its_place(
     (b"title = 'x'\ndata = { target = 'y', fields = 'z' }",
      "data.fields is 'z' and must be a list of tables, at least 2"),
     (b"#" * (5 << 20), "larger than"),
-])  # fmt: skip
+])
 def test_what_is_no_task_at_all(tmp_path: Path, raw: bytes, said: str) -> None:
     assert said in why(tmp_path, raw)
 
@@ -155,7 +155,7 @@ def test_what_is_no_task_at_all(tmp_path: Path, raw: bytes, said: str) -> None:
 def test_a_task_that_is_too_large_to_travel(tmp_path: Path) -> None:
     fields = "".join(
         f'[[data.fields]]\nname = "f{i}"\ntype = "boolean"\ndescription = "{"x" * 490}"\n'
-        for i in range(2200))  # fmt: skip
+        for i in range(2200))
     text = GOOD.replace("[[data.fields]]", f"{fields}[[data.fields]]", 1)
     assert "1,048,576 are the most" in why(tmp_path, text)
 
@@ -179,7 +179,7 @@ VALUES = st.recursive(
     | st.text("ab\"\n\x7f", max_size=5),
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(st.sampled_from(["name", "type", "enum", "minimum", "step"]), inner,
-                      max_size=3), max_leaves=6)  # fmt: skip
+                      max_size=3), max_leaves=6)
 PLACES = ["title", "data.target", "data.fields", "data.positive", "training", "training.mode",
           "clients.minimum", "puzzles.admission", "validation.metric", "objective", "version"]
 
@@ -216,7 +216,7 @@ def table(tmp_path: Path, columns: dict[str, list[str]], name: str = "my rows.cs
 
 
 def drafted(tmp_path: Path, columns: dict[str, list[str]], target: str | None = None
-            ) -> tuple[Task, list[str], str]:  # fmt: skip
+            ) -> tuple[Task, list[str], str]:
     path = table(tmp_path, columns)
     made = draft(read_table(path), path, target)
     return read_definition(written(tmp_path, made.text)), made.notes, made.text
@@ -238,7 +238,7 @@ def test_types_are_guessed_from_cells(tmp_path: Path) -> None:
     assert notes == []
     assert {f.name: f.type for f in task.data.fields} == {
         "income": "number", "age": "integer", "smoker": "boolean", "member": "boolean",
-        "town": "string", "sick": "boolean"}  # fmt: skip
+        "town": "string", "sick": "boolean"}
     assert task.data.target == "sick"
     town = next(f for f in task.data.fields if f.name == "town")
     assert town.constraints.enum == ("Lima", "Oslo", "Rome")
@@ -254,13 +254,13 @@ def test_the_table_fits_its_own_draft(tmp_path: Path) -> None:
 def test_every_setting_is_there_with_its_default_and_its_meaning(tmp_path: Path) -> None:
     task, _, text = drafted(tmp_path, COLUMNS)
     parts = {"training": Training, "clients": Clients, "puzzles": Puzzles,
-             "validation": Validation}  # fmt: skip
+             "validation": Validation}
     assert {name for name, *_ in _SECTIONS} == set(parts)
     for name, part in parts.items():
         assert getattr(task, name) == part()
         section = text.split(f"[{name}]\n")[1].split("\n\n")[0].splitlines()
         assert [line.removeprefix("# ").split(" = ")[0] for line in section] == list(
-            part.__struct_fields__)  # fmt: skip
+            part.__struct_fields__)
         assert all("  # " in line for line in section)
     assert "become public with the task" in text
 
@@ -277,7 +277,7 @@ def test_settings_that_are_off_can_be_taken_out_of_their_comment(tmp_path: Path)
     (["TRUE", "False"] * 3, "boolean", "", 1), (["2", "1", "1"] * 2, "string", "1", 0),
     (["ill", "well", "well"] * 2, "string", "ill", 1), (["+", "-", "-"] * 2, "string", "+", 1),
     (["0.0", "1.0", "1.0"] * 2, "string", "0.0", 1), (["y", "n", "n"] * 2, "string", "y", 1),
-])  # fmt: skip
+])
 def test_answers(
     tmp_path: Path, cells: list[str], kind: str, positive: str, first: int
 ) -> None:
@@ -296,7 +296,7 @@ def test_the_target_may_be_any_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("target", "said"), [
     ("smoken", "--target smoken is not a column of"), ("smoken", "did you mean smoker?"),
     ("town", "--target town has 3 different values"), ("age", "6 different values"),
-])  # fmt: skip
+])
 def test_a_target_that_is_none(tmp_path: Path, target: str, said: str) -> None:
     with pytest.raises(Problem) as caught:
         drafted(tmp_path, COLUMNS, target)
@@ -320,7 +320,7 @@ def test_what_cannot_be_learnt_from_is_left_out_and_said(tmp_path: Path) -> None
         "x" * 101: ["1", "2"] * 30, "empty": ["NA"] * n, "same": ["one"] * n,
         "huge": ["1e300", "-1e300"] * 30, "long": ["a" * 200, "b"] * 30,
         "gaps": ["1.5", ""] * 30, "id": [str(i) for i in range(n)], "sick": ["0", "1"] * 30,
-    })  # fmt: skip
+    })
     assert [f.name for f in task.data.features()] == ["gaps", "id"]
     assert len(notes) == 9
     assert sum("is left out" in note for note in notes) == 7
@@ -361,7 +361,7 @@ def test_whatever_the_table_its_draft_is_accepted(
     columns = {name.strip(): data.draw(st.lists(CELL, min_size=n, max_size=n)) for name in names}
     columns.pop("answer", None)
     columns["answer"] = ["yes", *data.draw(st.lists(st.sampled_from(["yes", "no"]), min_size=n - 2,
-                                                    max_size=n - 2)), "no"]  # fmt: skip
+                                                    max_size=n - 2)), "no"]
     tmp_path = tmp_path_factory.mktemp("t")
     try:
         task, notes, _ = drafted(tmp_path, columns)
@@ -376,7 +376,7 @@ def test_whatever_the_table_its_draft_is_accepted(
 # -- the key ---------------------------------------------------------------------------------
 def pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey, password: bytes = b"") -> bytes:
     locked = (serialization.BestAvailableEncryption(password) if password
-              else serialization.NoEncryption())  # fmt: skip
+              else serialization.NoEncryption())
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
 
@@ -400,7 +400,7 @@ def test_two_first_uses_at_once_make_one_key(tmp_path: Path) -> None:
     program = ("import sys; from pathlib import Path; from curator.definition import *;"
                "print(curator_key(Path(sys.argv[1])).public_key().public_bytes_raw().hex())")
     runs = [subprocess.Popen([sys.executable, "-c", program, tmp_path / "state"], cwd=HERE,
-                             stdout=subprocess.PIPE, text=True) for _ in range(4)]  # fmt: skip
+                             stdout=subprocess.PIPE, text=True) for _ in range(4)]
     printed = {run.communicate(timeout=20)[0] for run in runs}
     assert len(printed) == 1
     assert len(printed.pop().strip()) == 64
@@ -419,7 +419,7 @@ def test_a_key_of_one_s_own(tmp_path: Path, raw: bytes) -> None:
     (b"", "neither 32 bytes nor"), (bytes(31), "neither 32 bytes nor"), (bytes(33), "neither"),
     (pem(KEY)[:-40], "neither"), (pem(KEY, b"secret"), "passphrase"),
     (pem(ec.generate_private_key(ec.SECP256R1())), "another kind"), (b"\xff" * 100_000, "neither"),
-])  # fmt: skip
+])
 def test_a_key_that_is_none(tmp_path: Path, raw: bytes, said: str) -> None:
     path = written(tmp_path, raw, "my.key")
     path.chmod(0o600)

@@ -77,7 +77,7 @@ def test_a_training_is_followed_to_its_model(
 
     broker.answers["GET /status"] = [
         encode(status("waiting")), bye, encode(status(updates=20)), AWAY, AWAY,
-        encode(status(updates=30, error=0.125)), published]  # fmt: skip
+        encode(status(updates=30, error=0.125)), published]
     result = curate(broker, "--watch", "--output", "m.safetensors", *["--json"] * as_json)
     assert result.exit_code == 0, result.output
     assert "training: 3 of 2 clients, 20 of 1000 updates, error 25.0%" in result.stderr
@@ -147,7 +147,7 @@ def test_text_of_strangers_commands_no_terminal(here: Path, broker: StandIn) -> 
     (PeerProblem(NOT_FOUND), {"status": 2, "fetch": 2}, "not the address of a model"),
     (AWAY, {"status": 6, "fetch": 6}, "Nobody answers"),
     (b"nonsense", {"status": 8, "fetch": 8}, "not a"),
-])  # fmt: skip
+])
 def test_what_a_model_may_answer(
     here: Path, broker: StandIn, name: str, answer: Any, exit_status: dict[str, int], said: str
 ) -> None:
@@ -188,7 +188,7 @@ def test_a_model_is_fetched_verified_and_saved(
     result = run("fetch", MODEL, "--output", "m", "--json", *direct(broker.port))
     assert json.loads(result.stdout) == {
         "onion": MODEL, "model": "m", "curator": signed.curator.hex(), "updates": 7,
-        "ended": "patience"}  # fmt: skip
+        "ended": "patience"}
     assert Path("m").read_bytes() == raw
 
 
@@ -206,7 +206,7 @@ def test_a_model_that_its_address_did_not_sign_is_not_kept(
 ) -> None:
     raw = broker.publish(signed, b"o" * 32 if lie == "other" else SEED)
     changed = {"other": raw, "cut": raw[:-1], "changed": raw[:-1] + b"\x01",
-               "large": bytes(4 * MAX_DIMENSION + (9 << 20))}  # fmt: skip
+               "large": bytes(4 * MAX_DIMENSION + (9 << 20))}
     broker.answers["GET /model"] = changed[lie]
     Path("m").write_bytes(b"the old one")
     before = sorted(here.iterdir())
@@ -225,7 +225,7 @@ def full(here: Path) -> Iterator[tuple[Path, Callable[[], None] | None]]:
     place.mkdir()
     mounted = os.geteuid() == 0 and subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=8k", "none", str(place)], check=False,
-        capture_output=True).returncode == 0  # fmt: skip
+        capture_output=True).returncode == 0
     if mounted:
         try:
             (place / "filler").write_bytes(bytes(8192))
@@ -253,7 +253,7 @@ def test_a_full_disk_is_said_and_nothing_is_left(
         "init": ["curate", "--init", "rows.csv", "--output", str(place / "t.toml")],
         "key": ["curate", "task.toml", "--validation", "rows.csv", "--broker", DESK,
                 *direct(broker.port)[:-1], str(place)],
-    }[name]  # fmt: skip
+    }[name]
     ended = subprocess.run([sys.executable, "-B", HERE / "tormentor.py", *arguments],
                            capture_output=True, text=True, timeout=30, preexec_fn=limit)
     assert ended.returncode == 9, ended.stderr
@@ -269,10 +269,10 @@ def test_on_a_terminal_it_is_one_block_with_a_curve(here: Path, broker: StandIn)
     evil = "Sick\x1b]0;title\x07[bold]"
     broker.answers["GET /status"] = [
         encode(status(error=0.4, title=evil)), encode(status(error=0.1, title=evil)),
-        encode(status("published", error=0.2, title=evil, ended="patience"))]  # fmt: skip
+        encode(status("published", error=0.2, title=evil, ended="patience"))]
     outside, inside = pty.openpty()
     command = [sys.executable, str(HERE / "tormentor.py"), "status", MODEL, "--watch",
-               *direct(broker.port)]  # fmt: skip
+               *direct(broker.port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=inside,
                           env=os.environ | {"TERM": "xterm", "COLUMNS": "80"}) as process:
         os.close(inside)
@@ -296,7 +296,7 @@ def test_interrupted_while_waiting_it_stops_cleanly(here: Path, broker: StandIn)
     with subprocess.Popen(
         [sys.executable, HERE / "tormentor.py", "curate", "task.toml", "--validation", "rows.csv",
          "--broker", DESK, "--watch", "--output", "m", *direct(broker.port)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         while "gathering" not in process.stderr.readline():
             assert process.poll() is None

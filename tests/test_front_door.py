@@ -16,7 +16,7 @@ from accord.problems import EXIT_USAGE
 
 HERE = Path(__file__).resolve().parent.parent
 HEAVY = {"numpy", "stem", "aiohttp", "aiohttp_socks", "msgspec", "cryptography", "safetensors",
-         "rich", "dp_accounting", "scipy", "pyarrow"}  # fmt: skip
+         "rich", "dp_accounting", "scipy", "pyarrow"}
 COMMANDS = pytest.mark.parametrize("name", tormentor.COMMANDS)
 
 MEASURE = """
@@ -33,7 +33,7 @@ except SystemExit as end:
 def measured(*arguments: str) -> tuple[int, set[str], str]:
     """Exit status, modules imported, and standard output of the real command."""
     ended = subprocess.run([sys.executable, "-c", MEASURE, *arguments], cwd=HERE,
-                           capture_output=True, text=True, timeout=20)  # fmt: skip
+                           capture_output=True, text=True, timeout=20)
     status, modules = json.loads(ended.stderr.splitlines()[-1])
     return status, set(modules), ended.stdout
 
@@ -101,7 +101,7 @@ def test_a_problem_for_a_machine_is_one_object() -> None:
 @pytest.mark.parametrize("arguments", [
     ["--tor", "none"], ["--direct", "127.0.0.1:1"], ["--tor", "launch", "--socks", "127.0.0.1:1"],
     ["--tor", "none", "--direct", "nonsense"], ["--socks", "127.0.0.1:99999"], ["--tor", "magic"],
-])  # fmt: skip
+])
 def test_options_of_tor_that_do_not_fit(arguments: list[str]) -> None:
     onion = "a" * 56 + ".onion"
     result = CliRunner().invoke(tormentor.main, ["status", onion, *arguments])

@@ -38,7 +38,9 @@ async def run(log: Path, *arguments: object) -> dict[str, Any]:
     return lines[-1]
 
 
-async def curate(tornet: TorNetwork, directory: Path, broker: str, **settings: str) -> dict[str, Any]:
+async def curate(
+    tornet: TorNetwork, directory: Path, broker: str, **settings: str
+) -> dict[str, Any]:
     """Hand a task over, with some of its settings changed."""
     text = task_toml(split())
     for old, new in settings.items():
@@ -62,7 +64,8 @@ def client(tornet: TorNetwork, directory: Path, onion: str, number: int, k: int,
     """``join --solve`` of one hospital, with a state of its own for this model."""
     state = directory / f"{onion[:8]}-{number}"
     options = [x for pair in MANY.items() for x in pair]
-    return Command(directory / f"client-{onion[:8]}-{number}.log", "join", onion, "--solve", "--json",
+    log = directory / f"client-{onion[:8]}-{number}.log"
+    return Command(log, "join", onion, "--solve", "--json",
                    "--data", directory / f"hospital-{number}.csv", "--min-clients", k, *options,
                    "--state", state, "--output", model_path(directory, onion, number),
                    "--socks", tornet.socks[1], *more)

@@ -130,7 +130,7 @@ async def test_two_identities_have_two_circuits(
             talks = [await c.websocket("/echo", 99) for c in (one, one, two)]
             streams = await tornet.tor.control.command("GETINFO stream-status")
             circuits = [line.split()[2] for line in " ".join(streams).splitlines() or streams
-                        if onion[:56] in line]  # fmt: skip
+                        if onion[:56] in line]
             for talk in talks:
                 await talk.close()
         await services.remove(onion)
@@ -151,7 +151,7 @@ async def test_another_tor_joins_and_its_services_end_with_it(
     seed, seen = os.urandom(32), []
     async with greeter(tmp_path / "socket") as socket:
         other = await tor.launch(tmp_path / "other", extra_torrc=tornet.extra_torrc,
-                                 progress=lambda percent, words: seen.append(percent))  # fmt: skip
+                                 progress=lambda percent, words: seen.append(percent))
         async with other:
             assert other.ours
             assert seen == sorted(seen)
@@ -244,7 +244,7 @@ async def test_a_detached_network_is_found_again_and_ended(tmp_path: Path) -> No
         links.extend(pairs)  # type: ignore[call-overload]
         for link in links:
             await asyncio.start_server(lambda r, w, to=link.listening: pipe(r, w, to),
-                                       "127.0.0.1", link.advertised)  # fmt: skip
+                                       "127.0.0.1", link.advertised)
 
     async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, to: int) -> None:
         nonlocal carried
