@@ -315,6 +315,10 @@ def _report(demo: Demo, parts: Split) -> None:
         "onion": demo.onion,
         "seconds": {**demo.phases, "total": time.monotonic() - demo.began},
         "machine": {"cores": os.cpu_count(), "python": sys.version.split()[0]},
-        "files": {"model": str(path), "plot": str(demo.directory / "plot.png"),
-                  "log": str(demo.directory / "demo.log")},
+        "files": {
+            name: os.path.relpath(demo.directory / file)
+            for name, file in (("model", "model.safetensors"), ("plot", "plot.png"),
+                               ("picture", "demo.svg"), ("log", "demo.log"),
+                               ("report", "report.json"))
+        },
     }

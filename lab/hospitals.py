@@ -3,7 +3,8 @@
 The data is scikit-learn's copy of the Breast Cancer Wisconsin (Diagnostic) set (Street, Wolberg
 and Mangasarian, 1993): 569 tumours, 30 measurements of cell nuclei each. It is split once, by a
 fixed seed: five hospitals of 60 rows, 60 validation rows of the curator, 209 test rows that
-nobody trains on or sees before the end.
+nobody trains on or sees before the end. Hospitals see different patients: the first mostly small
+tumours, the last mostly large ones (rows are dealt in the order of size plus as much chance).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 ROWS: Final = 60
 VALIDATION_ROWS: Final = 60
 _SPLIT_SEED: Final = 0
+_AREA: Final = 3
+"""Column of the mean area of a nucleus, by which hospitals differ."""
 UPDATES: Final = 300
 """When the demo's training ends: about 60 updates of each hospital."""
 
@@ -65,13 +68,16 @@ def split() -> Split:
 
     data = load_breast_cancer()
     malignant = (data.target == 0).astype(int)
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(malignant))
+    rng = np.random.default_rng(_SPLIT_SEED)
+    order = rng.permutation(len(malignant))
+    first = len(HOSPITALS) * ROWS
+    size = data.data[order[:first], _AREA]
+    order[:first] = order[:first][np.argsort(size / size.std() + rng.normal(size=first))]
     rows, labels = data.data[order], malignant[order]
 
     def part(start: int, stop: int | None) -> tuple[np.ndarray, np.ndarray]:
         return rows[start:stop], labels[start:stop]
 
-    first = len(HOSPITALS) * ROWS
     return Split(
         names=[str(name) for name in data.feature_names],
         hospitals=[part(i * ROWS, (i + 1) * ROWS) for i in range(len(HOSPITALS))],

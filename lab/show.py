@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,7 +104,6 @@ def report(demo: Demo) -> RenderableType:
     files.add_row("address", told["onion"])
     for name, path in told["files"].items():
         files.add_row(name, path)
-    files.add_row("report", str(demo.directory / "report.json"))
     return Group(errors, privacy, caveat, Text(), Text(times, style="dim", overflow="fold"),
                  Text(), files)
 
@@ -143,9 +144,10 @@ def plot(told: dict[str, Any], path: Path) -> None:
 
 def keep_picture(demo: Demo) -> None:
     """Write what the terminal showed last, and the report, as a picture (SVG)."""
-    import io
-
     console = Console(record=True, width=92, file=io.StringIO(), force_terminal=True)
     console.print(live(demo))
     console.print(report(demo))
-    console.save_svg(str(demo.directory / "demo.svg"), title="scripts/demo")
+    picture = console.export_svg(title="scripts/demo")
+    # rich would have whoever looks at it fetch a font from a stranger's server.
+    picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)
+    write_whole(demo.directory / "demo.svg", picture.encode())
