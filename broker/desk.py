@@ -42,6 +42,10 @@ UPLOAD_SECONDS: Final = 600.0
 UPLOADS: Final = 2
 """Validation sets that are taken in at a time; each may fill 64 MB of memory."""
 KEEP_ALIVE: Final = 75.0
+LINGERING: Final = 1.0
+"""Seconds that the rest of a refused upload is read, so that its sender sees the refusal."""
+SHUTDOWN: Final = 3.0
+"""Seconds that open conversations have to end when an address is withdrawn."""
 
 
 class Services(Protocol):
@@ -250,7 +254,9 @@ class Publisher:
     async def publish(self, seed: bytes, app: web.Application) -> str:
         """Serve this app at the address whose seed this is; give the address."""
         path = self._directory / secrets.token_hex(8)
-        runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEP_ALIVE)
+        runner = web.AppRunner(
+            app, access_log=None, keepalive_timeout=KEEP_ALIVE, lingering_time=LINGERING,
+            shutdown_timeout=SHUTDOWN)
         await runner.setup()
         await web.UnixSite(runner, path).start()
         await self._services.share_with_tor(self._directory)

@@ -1,0 +1,192 @@
+"""The parts of the brokerage, its store and its page, one by one."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import numpy as np
+import pytest
+from broker_world import DIMENSION, Player, make_brokerage, make_data, make_task, signed
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accord.messages import Status
+from accord.objective import OBJECTIVES
+from accord.problems import Problem
+from accord.task import Clients, Validation
+from broker.aggregator import Aggregator
+from broker.page import desk_page, status_page
+from broker.registry import Registry
+from broker.store import Store
+from broker.validator import Validator
+
+NAMES = [b"a", b"b", b"c"]
+
+
+# -- validator ---------------------------------------------------------------------------------
+
+
+def make_validator(**rules: object) -> Validator:
+    defaults = {"rate": 0.5, "threshold": 0.1, "metric": "error", "seconds": 30.0}
+    return Validator(OBJECTIVES["logistic"], *make_data(), Validation(**(defaults | rules)))
+
+
+def test_a_round_begins_with_the_probability_of_its_rate():
+    validator = make_validator(rate=0.25)
+    assert not validator.begin(np.zeros(DIMENSION), NAMES, 0.0, 0.25)
+    assert validator.begin(np.zeros(DIMENSION), NAMES, 0.0, 0.2499)
+    assert not validator.begin(np.zeros(DIMENSION), NAMES, 0.0, 0.0), "one round at a time"
+
+
+def test_the_snapshot_is_a_copy():
+    validator = make_validator()
+    weights = np.zeros(DIMENSION)
+    validator.begin(weights, NAMES, 0.0, 0.0)
+    weights += 1
+    assert np.array_equal(validator.snapshot_for(b"a"), np.zeros(DIMENSION))
+
+
+@pytest.mark.parametrize("metric", ["error", "loss"])
+def test_influence_is_what_the_paper_says(metric):
+    validator = make_validator(metric=metric, threshold=1e-9)
+    start = np.array([0.3, 0.1, 0, 0])
+    deltas = {b"a": np.array([0.5, 0, 0, 0]), b"b": np.array([-1.0, 0, 0, 0]), b"c": np.zeros(4)}
+    validator.begin(start, NAMES, 0.0, 0.0)
+    for name, delta in deltas.items():
+        assert validator.settle(1.0) is None
+        validator.answer(name, delta)
+    rows, labels = make_data()
+    one = getattr(OBJECTIVES["logistic"], metric)
+    before = one(start[None], rows, labels)[0]
+    expected = {n: before - one((start + d)[None], rows, labels)[0] for n, d in deltas.items()}
+    assert expected[b"b"] < 0 and expected[b"c"] == 0
+    struck = validator.settle(1.0)
+    assert struck == [n for n in NAMES if expected[n] < -1e-9] and b"b" in struck
+
+
+def test_good_influence_cannot_be_saved_up_for_an_attack():
+    validator = make_validator(metric="loss", threshold=0.2)
+    for _ in range(20):
+        validator.begin(np.zeros(DIMENSION), [b"a"], 0.0, 0.0)
+        validator.answer(b"a", np.array([1.0, 0, 0, 0]))
+        assert validator.settle(0.0) == []
+    validator.begin(np.zeros(DIMENSION), [b"a"], 0.0, 0.0)
+    validator.answer(b"a", np.array([-1.0, 0, 0, 0]))
+    assert validator.settle(0.0) == [b"a"]
+
+
+def test_small_harm_adds_up_over_rounds():
+    validator = make_validator(metric="loss", threshold=0.2)
+    struck = []
+    for _ in range(10):
+        validator.begin(np.zeros(DIMENSION), [b"a"], 0.0, 0.0)
+        validator.answer(b"a", np.array([-0.1, 0, 0, 0]))
+        struck.append(bool(validator.settle(0.0)))
+    assert not struck[0] and any(struck)
+    assert sum(struck) < 5, "a strike uses up its evidence"
+
+
+def test_a_late_or_second_answer_counts_for_nothing():
+    validator = make_validator(threshold=1e-9)
+    validator.begin(np.zeros(DIMENSION), [b"a", b"b"], 0.0, 0.0)
+    validator.answer(b"a", np.zeros(DIMENSION))
+    validator.answer(b"a", np.array([-1.0, 0, 0, 0]))
+    validator.answer(b"z", np.array([-1.0, 0, 0, 0]))
+    assert validator.settle(30.0) == []
+    validator.answer(b"b", np.array([-1.0, 0, 0, 0]))
+    assert validator.settle(31.0) is None and validator.totals.get(b"b") is None
+
+
+# -- registry and aggregator -------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.floats(0, 100)), max_size=12), st.floats(0, 150))
+def test_standing_is_the_strictest_wish_of_those_who_are_active(members, now):
+    registry = Registry(Clients(minimum=2, maximum=99, silence=30.0))
+    for number, (k, seen) in enumerate(members):
+        registry.admit(bytes([number]), k, seen)
+    active = [k for k, seen in members if seen >= now - 30.0]
+    assert registry.standing(now) == (len(active), max([2, *active]))
+    assert registry.enough(now) == (len(active) >= max([2, *active]))
+
+
+def test_a_held_round_is_a_mean_and_an_empty_one_is_nothing():
+    aggregator = Aggregator(2)
+    assert aggregator.close_round() == [] and aggregator.updates == 0
+    kept = aggregator.weights
+    aggregator.hold(b"a", np.array([1.0, 0]))
+    aggregator.hold(b"a", np.array([3.0, 0]))
+    aggregator.hold(b"b", np.array([1.0, 2.0]))
+    assert sorted(aggregator.close_round()) == [b"a", b"b"]
+    assert np.array_equal(aggregator.weights, [2, 1]) and aggregator.updates == 1
+    assert np.array_equal(kept, [0, 0]), "whoever holds the old weights keeps them"
+
+
+# -- store -------------------------------------------------------------------------------------
+
+
+def test_what_was_written_is_what_is_read(tmp_path):
+    brokerage = make_brokerage(task := make_task())
+    player = Player(brokerage)
+    player.step(1.0, np.array([0.25, 0, 0, 0.5]))
+    changes = brokerage.take_changes(9.0)
+    store = Store(tmp_path / "model.db")
+    rows, labels = make_data()
+    store.keep_task(signed(task), rows, labels)
+    store.write(changes)
+    store.close()
+    again = Store(tmp_path / "model.db")
+    kept, kept_rows, kept_labels = again.task()
+    assert kept == signed(task)
+    assert np.array_equal(kept_rows, rows) and np.array_equal(kept_labels, labels)
+    model, sessions = again.state()
+    assert sessions == changes.sessions and player.token not in (tmp_path / "model.db").read_bytes()
+    assert np.array_equal(model.weights, [0.25, 0, 0, 0.5]) and model.updates == 1
+    assert model.seconds == 9.0 and model.best_loss == changes.model.best_loss
+    assert (tmp_path / "model.db").stat().st_mode & 0o077 == 0
+    again.close()
+
+
+def test_a_write_that_fails_changes_nothing_and_says_where(tmp_path):
+    brokerage = make_brokerage()
+    Player(brokerage)
+    store = Store(tmp_path / "model.db")
+    store.write(brokerage.take_changes(0.0))
+    before = store.state()
+    Player(brokerage).step(1.0)
+    # Another writer holds the database, and the disk is not asked for ever.
+    store._db.execute("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(tmp_path / "model.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    changes = brokerage.take_changes(1.0)
+    with pytest.raises(Problem) as caught:
+        store.write(changes)
+    assert "model.db" in caught.value.sentence
+    other.execute("ROLLBACK")
+    other.close()
+    assert store.state()[1] == before[1]
+    store.write(changes)
+    assert store.state()[0].updates == 1
+    store.close()
+
+
+def test_a_file_that_is_no_database(tmp_path):
+    (tmp_path / "model.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(Problem):
+        Store(tmp_path / "model.db")
+
+
+# -- pages -------------------------------------------------------------------------------------
+
+
+def test_the_page_escapes_what_a_curator_wrote():
+    evil = "<script>alert(1)</script>\" onload='x"
+    task = make_task(title=evil, description=evil)
+    status = Status("training", evil, "0" * 64, 1, 2, 3, 10, 0.25, 0.125, 1, 0, 5.0)
+    page = status_page(status, task)
+    assert "<script" not in page and "onload='" not in page and "&lt;script&gt;" in page
+    assert "25.0%" in page and "3 of at most 10" in page
+
+
+def test_the_desk_names_none_of_its_models():
+    assert ".onion" not in desk_page(3, 4) and "3 of 4" in desk_page(3, 4)
