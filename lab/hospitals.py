@@ -121,6 +121,7 @@ description = """From 30 measurements of cell nuclei in a fine needle aspirate. 
 train one model; none of them shows its patients to anyone."""
 
 [training]
+mode = "asynchronous"
 step = 3.0
 schedule = "1/sqrt(t)"
 clip = 0.5
