@@ -100,6 +100,9 @@ LEAKED_LABEL = _kind(
 NO_PARQUET = _kind(
     "no-parquet", 400, EXIT_DATA,
     "Reading {path} needs pyarrow; type: pip install 'tormentor[parquet]'.")
+NO_LAB = _kind(
+    "no-lab", 400, EXIT_USAGE,
+    "The demo needs {package}; type: pip install 'tormentor[lab]'.")
 DATA_CHANGED = _kind(
     "data-changed", 400, EXIT_DATA,
     "{path} is not the file this session was joined with; its privacy ledger would be wrong. "

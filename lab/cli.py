@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import click
 
 from accord.console import command, json_option, result, say, state_option, tor_progress
+from accord.problems import EXIT_BUG, NO_LAB, Problem
 
 
 @click.group("lab")
@@ -108,10 +110,12 @@ async def demo(directory: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from accord.problems import EXIT_BUG
     from lab import show
     from lab.demo import Demo, Failed, run
 
+    for package in ("sklearn", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise Problem(NO_LAB, package=package)
     console = Console(stderr=True)
     place = Path.cwd() / directory
     told = ""
