@@ -114,6 +114,7 @@ def _status(line: bytes, body: bytes, *more: bytes) -> bytes:
     return b"HTTP/1.1 " + b"\r\n".join((line, length, *more)) + b"\r\n\r\n" + body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behave", "kind"),
     [
@@ -233,6 +234,7 @@ async def test_a_handshake_that_fails(behave: Behaviour, kind: Kind) -> None:
     assert caught.value.kind is kind
 
 
+@pytest.mark.slow
 async def test_a_peer_that_takes_nothing_does_not_hold_us() -> None:
     began = time.monotonic()
     async with hostile(talks()) as circuit:

@@ -525,6 +525,7 @@ def test_a_budget_too_small_for_one_is_said_before_anything_is_spent(tmp_path):
         assert ledger.count("barley") == 0
 
 
+@pytest.mark.slow
 @given(st.integers(0, 40), st.integers(0, 40), st.floats(0.05, 1.0))
 @settings(deadline=None, max_examples=15)
 def test_remaining_agrees_with_the_total_whatever_was_spent_before(tmp_path_factory, a, b, epsilon):

@@ -190,6 +190,7 @@ def test_a_spent_budget_and_nobody_waits(world: World) -> None:
     assert world.model.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_and_run_again(world: World, number: signal.Signals) -> None:
     world.broker.publish_after = 10_000

@@ -265,11 +265,13 @@ def observed_epsilon(d: int, epsilon: float, count: int = 25_000) -> float:
     return bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_no_more_than_epsilon_can_be_observed(d):
     assert observed_epsilon(d, 1.0) <= 1.0
 
 
+@pytest.mark.slow
 def test_the_observer_is_not_blind():
     assert observed_epsilon(1, 1.0) > 0.85  # sees nearly all there is to see
     assert observed_epsilon(1, 2.0) > 1.0  # and would have noticed noise half as large
