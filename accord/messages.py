@@ -228,11 +228,13 @@ class Status(Struct, frozen=True, forbid_unknown_fields=True):
         max_updates: where training ends at the latest.
         error: misclassified share of the validation set, 0 to 1; None before training.
         best_error: the lowest so far.
+        baseline: error of always giving the validation set's more frequent answer.
         rounds: snapshot rounds that were completed.
         strikes: how many were given, to all clients together.
         seconds: since this phase began.
+        left: seconds until training (or waiting for it) ends at the latest; 0 afterwards.
         ended: why training ended (``max-updates``, ``target-error``, ``patience``,
-            ``deadline``), or empty.
+            ``deadline``, ``max-pause``), or empty.
     """
 
     phase: Phase
@@ -244,9 +246,11 @@ class Status(Struct, frozen=True, forbid_unknown_fields=True):
     max_updates: Count
     error: Annotated[float, Meta(ge=0.0, le=1.0)] | None
     best_error: Annotated[float, Meta(ge=0.0, le=1.0)] | None
+    baseline: Annotated[float, Meta(ge=0.0, le=1.0)]
     rounds: Count
     strikes: Count
     seconds: Seconds
+    left: Seconds
     ended: Annotated[str, Meta(max_length=40)] = ""
 
 

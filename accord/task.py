@@ -53,6 +53,7 @@ class Training(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
         target_error: or when the error on the validation set is at most this,
         patience: or when so many updates brought no lower validation loss,
         deadline: or so many seconds after it first began (or the task came, if it never did).
+        max_pause: or when it had to pause for so many seconds, because clients have gone.
         round_seconds: a synchronous round waits so long for silent clients.
     """
 
@@ -66,6 +67,7 @@ class Training(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     target_error: Share | None = None
     patience: Annotated[int, Meta(ge=1, le=100_000_000)] | None = None
     deadline: Positive = 86_400.0
+    max_pause: Positive = 3600.0
     round_seconds: Positive = 30.0
 
 

@@ -183,6 +183,7 @@ class Brokerage:
         self._best_loss: float | None = None
         self._best_weights = self._aggregator.weights
         self._improved = 0
+        self._baseline = float(min(labels.mean(), 1 - labels.mean()))
         self._measure_every = -(-rows.size // MEASURE_CELLS)
         self._strikes = 0
         self._ended = ""
@@ -248,9 +249,11 @@ class Brokerage:
             max_updates=self.task.training.max_updates,
             error=self._error,
             best_error=self._best_error,
+            baseline=self._baseline,
             rounds=self._validator.rounds,
             strikes=self._strikes,
             seconds=max(0.0, now - self._since),
+            left=self._left(now),
             ended=self._ended,
         )
 
@@ -449,13 +452,24 @@ class Brokerage:
         if self.phase not in ("gathering", "training", "paused"):
             return
         self._weigh(now)
-        # Nobody may ever come: gathering has the same deadline, from its own beginning.
-        began = self._since if self._began is None else self._began
-        if now - began >= self.task.training.deadline:
-            self._end("deadline", now)
+        if self._left(now) <= 0:
+            paused = now - self._since if self.phase == "paused" else 0.0
+            self._end("max-pause" if paused >= self.task.training.max_pause else "deadline", now)
         elif self.phase == "training":
             self._settle(now)
             self._close_round(now)
+
+    def _left(self, now: float) -> float:
+        """Seconds until training ends at the latest, as things stand; 0 when it has ended."""
+        if self.phase in ("published", "gone"):
+            return 0.0
+        rules = self.task.training
+        # Nobody may ever come: gathering has the same deadline, from its own beginning.
+        began = self._since if self._began is None else self._began
+        ends = began + rules.deadline
+        if self.phase == "paused":
+            ends = min(ends, self._since + rules.max_pause)
+        return max(0.0, ends - now)
 
     def _weigh(self, now: float) -> None:
         """Train while there are enough clients for everyone's k, and not otherwise."""

@@ -43,7 +43,8 @@ def status_page(status: Status, task: Task) -> str:
         "Phase": _PHASES[status.phase] + (f" ({status.ended})" if status.ended else ""),
         "Clients": f"{status.clients} active, {status.needed} needed",
         "Updates": f"{status.updates} of at most {status.max_updates}",
-        "Validation error": f"{_share(status.error)} (best {_share(status.best_error)})",
+        "Validation error": f"{_share(status.error)} (best {_share(status.best_error)}; "
+        f"always giving one answer: {_share(status.baseline)})",
         "Validation rounds": f"{status.rounds}, {status.strikes} strikes",
     }
     rows = "".join(f"<tr><td>{k}</td><td>{escape(v)}</td></tr>" for k, v in facts.items())

@@ -48,6 +48,7 @@ _SECTIONS: Final[tuple[tuple[str, str, Struct, dict[str, str]], ...]] = (
         "target_error": "or at this share of wrong answers on the validation set, 0 to 1",
         "patience": "or when so many updates brought no lower validation loss",
         "deadline": "or so many seconds after training first began",
+        "max_pause": "or when it had to pause for so many seconds because clients had gone",
         "round_seconds": "a synchronous round waits so many seconds for silent clients",
     }),
     ("clients", "Who may take part.", Clients(), {

@@ -176,8 +176,8 @@ class StandIn:
         phase = "published" if self.published else "training"
         return web.Response(body=encode(Status(
             phase=phase, title="", task=task_id(self.signed), clients=1, needed=1,
-            updates=self.updates, max_updates=10, error=None, best_error=None, rounds=0,
-            strikes=0, seconds=1.0)))
+            updates=self.updates, max_updates=10, error=None, best_error=None, baseline=0.4,
+            rounds=0, strikes=0, seconds=1.0, left=60.0)))
 
     async def _join(self, request: web.Request) -> web.Response:
         raw = await request.read()

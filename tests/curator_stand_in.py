@@ -60,8 +60,8 @@ AWAY = "away"
 def status(phase: Any = "training", **changes: Any) -> Status:
     fields: dict[str, Any] = {
         "phase": phase, "title": "Sick or well", "task": "0" * 64, "clients": 3, "needed": 2,
-        "updates": 10, "max_updates": 1000, "error": 0.25, "best_error": 0.2, "rounds": 4,
-        "strikes": 1, "seconds": 75.0}
+        "updates": 10, "max_updates": 1000, "error": 0.25, "best_error": 0.2, "baseline": 0.4,
+        "rounds": 4, "strikes": 1, "seconds": 75.0, "left": 3600.0}
     return Status(**fields | changes)
 
 

@@ -271,7 +271,7 @@ def test_the_largest_messages_fit_their_limits(dimension: int) -> None:
 
 def test_the_longest_message_without_weights_is_far_below_the_small_limit() -> None:
     longest = Status("published", "\U0001f600" * 200, "a" * 64, 100_000, 100_000, 2**53 - 1,
-                     2**53 - 1, 1.0, 1.0, 2**53 - 1, 2**53 - 1, 1e9, "x" * 40)
+                     2**53 - 1, 1.0, 1.0, 0.5, 2**53 - 1, 2**53 - 1, 1e9, 1e9, "x" * 40)
     others = [
         Turn(bytes(16), Refused("c" * 40, {"x" * 19 + str(i): 2**53 for i in range(4)})),
         Turn(bytes(16), Wait("c" * 40, 1, 1, 1e9)), Turn(bytes(16), End()),

@@ -307,6 +307,22 @@ def test_it_ends_at_the_deadline_even_when_nobody_comes():
     assert brokerage.phase == "gone"
 
 
+def test_a_pause_without_end_is_one():
+    rules = Training(max_pause=50.0, max_norm=1.0)
+    brokerage = make_brokerage(make_task(training=rules, clients=Clients(minimum=2, silence=1e6)))
+    one, two = Player(brokerage), Player(brokerage)
+    one.step(1.0)
+    two.leave(10.0)
+    assert brokerage.phase == "paused" and brokerage.status(20.0).left == 40.0
+    brokerage.tick(59.0)
+    two.pull(59.5)
+    assert brokerage.phase == "training", "whoever comes back in time saves it"
+    two.leave(60.0)
+    brokerage.tick(110.0)
+    assert brokerage.phase == "published" and brokerage.status(110.0).ended == "max-pause"
+    assert brokerage.status(110.0).left == 0
+
+
 @pytest.mark.parametrize("change", ["labels", "shape", "norm", "nan"])
 def test_a_validation_set_that_does_not_fit_is_refused(change):
     rows, labels = make_data()

@@ -182,7 +182,7 @@ def test_a_file_that_is_no_database(tmp_path):
 def test_the_page_escapes_what_a_curator_wrote():
     evil = "<script>alert(1)</script>\" onload='x"
     task = make_task(title=evil, description=evil)
-    status = Status("training", evil, "0" * 64, 1, 2, 3, 10, 0.25, 0.125, 1, 0, 5.0)
+    status = Status("training", evil, "0" * 64, 1, 2, 3, 10, 0.25, 0.125, 0.5, 1, 0, 5.0, 60.0)
     page = status_page(status, task)
     assert "<script" not in page and "onload='" not in page and "&lt;script&gt;" in page
     assert "25.0%" in page and "3 of at most 10" in page
