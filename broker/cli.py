@@ -104,7 +104,7 @@ async def _open_desk(
     from broker.hidden_service import load_or_create_seed
 
     seed = load_or_create_seed(state / "desk.seed")
-    publisher = Publisher(services)
+    publisher = Publisher(services, state / "run")
     try:
         desk = Desk(state, publisher, max_models, linger)
         try:

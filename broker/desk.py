@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +41,15 @@ log = logging.getLogger("tormentor.broker")
 
 UPLOAD_SECONDS: Final = 600.0
 """A validation set must be here by then: 64 MB at the speed of a slow circuit."""
+LINGERERS: Final = 5
+"""How many models are kept for each that may be in training, published ones included."""
 UPLOADS: Final = 2
 """Validation sets that are taken in at a time; each may fill 64 MB of memory."""
+MODEL_FILE: Final = "model.safetensors"
 KEEP_ALIVE: Final = 75.0
+SOCKET_DIRECTORY: Final = 85
+"""Longest path of a directory for sockets: with a name in it, a unix socket's path may have 104
+bytes everywhere. A longer one is replaced by a private directory for temporary files."""
 LINGERING: Final = 1.0
 """Seconds that the rest of a refused upload is read, so that its sender sees the refusal."""
 SHUTDOWN: Final = 3.0
@@ -71,6 +79,11 @@ class Hosted:
     store: Store
     directory: Path
     life: asyncio.Task[None]
+
+    @property
+    def model_file(self) -> Path:
+        """The model, once it is published."""
+        return self.directory / MODEL_FILE
 
 
 class Desk:
@@ -140,7 +153,9 @@ class Desk:
             text=desk_page(len(self._models), self._max_models), content_type="text/html")
 
     async def _curate(self, request: web.Request) -> web.Response:
-        if len(self._models) + self._coming >= self._max_models:
+        # A published model only lingers, and costs next to nothing; but memory has an end.
+        busy = sum(hosted.app.model is None for hosted in self._models.values()) + self._coming
+        if busy >= self._max_models or len(self._models) >= LINGERERS * self._max_models:
             raise PeerProblem(DESK_FULL, limit=self._max_models)
         self._coming += 1
         try:
@@ -194,7 +209,7 @@ class Desk:
         brokerage: Brokerage, seed: bytes, onion: str, directory: Path
     ) -> Callable[[], bytes]:
         def write() -> bytes:
-            path = directory / "model.safetensors"
+            path = directory / MODEL_FILE
             if path.exists():
                 # Published before a restart; whoever compares files must find the same bytes.
                 return path.read_bytes()
@@ -213,8 +228,11 @@ class Desk:
                 await asyncio.wait([work], timeout=1.0)
                 if work.done():
                     work.result()
-            log.info("A model is published; it stays for %g s.", self._linger)
-            await asyncio.sleep(self._linger)
+            # The file tells when it was published, however often the desk was restarted since.
+            age = time.time() - self._models[onion].model_file.stat().st_mtime
+            left = max(0.0, self._linger - max(0.0, age))
+            log.info("A model is published; it stays for %.0f s.", left)
+            await asyncio.sleep(left)
             app.brokerage.vanish(self._now())
             await self._forget(onion)
         except Exception:
@@ -243,12 +261,15 @@ class Publisher:
 
     Args:
         services: what leads from the address to the socket.
+        directory: where the sockets are; what an earlier desk left there is removed.
     """
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, directory: Path) -> None:
         self._services = services
-        # Short, because the path of a unix socket has at most 107 bytes.
-        self._directory = Path(tempfile.mkdtemp(prefix="tormentor-"))
+        shutil.rmtree(directory, ignore_errors=True)
+        if len(os.fsencode(directory.absolute())) > SOCKET_DIRECTORY:
+            directory = Path(tempfile.mkdtemp(prefix="tormentor-"))
+        self._directory = private_directory(directory.absolute())
         self._runners: dict[str, web.AppRunner] = {}
 
     async def publish(self, seed: bytes, app: web.Application) -> str:
@@ -259,6 +280,7 @@ class Publisher:
             shutdown_timeout=SHUTDOWN)
         await runner.setup()
         await web.UnixSite(runner, path).start()
+        await asyncio.to_thread(path.chmod, 0o600)
         await self._services.share_with_tor(self._directory)
         onion = await self._services.publish(seed, path)
         self._runners[onion] = runner

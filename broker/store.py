@@ -7,6 +7,7 @@ WAL with ``synchronous=FULL``: when :meth:`Store.write` returns, the rows are on
 from __future__ import annotations
 
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +38,10 @@ CREATE TABLE IF NOT EXISTS session (
 
 
 class Store:
-    """One model's database. Used by one thread at a time; creating it makes the file (0600).
+    """One model's database. Creating it makes the file (0600).
+
+    Writes may come from another thread than the rest, as a desk that is stopped cannot stop a
+    thread that writes: closing waits for it.
 
     Raises:
         Problem: ``DISK``, from every method.
@@ -45,6 +49,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()
         try:
             path.touch(mode=0o600)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -83,6 +88,10 @@ class Store:
 
     def write(self, changes: Changes) -> None:
         """Bring changes to the disk, all of them or none."""
+        with self._lock:
+            self._write(changes)
+
+    def _write(self, changes: Changes) -> None:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -124,5 +133,6 @@ class Store:
         return model, [SessionRow(*s) for s in sessions]
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._db.close()
+        """Let go of the file, once nothing is being written any more."""
+        with self._lock:
+            self._db.close()

@@ -53,7 +53,7 @@ STEP = vector_to_wire(np.array([0.1, 0, 0, 0]))
 async def open_desk(state: Path, **options: float) -> AsyncIterator[tuple[Desk, Route]]:
     front = DirectFront()
     where = await front.listen("127.0.0.1", 0)
-    publisher = Publisher(front)
+    publisher = Publisher(front, state / "run")
     desk = Desk(state, publisher, int(options.get("max_models", 2)), options.get("linger", 60.0))
     try:
         await desk.start()
@@ -216,6 +216,41 @@ async def test_a_published_model_is_gone_after_it_lingered(tmp_path):
         assert list((tmp_path / "models").iterdir()) == []
         with pytest.raises(Problem):
             await status(route, onion)
+
+
+async def test_a_published_model_makes_room_and_does_not_linger_anew(tmp_path):
+    task = make_task(training=Training(max_updates=1, max_norm=1.0))
+    async with open_desk(tmp_path, max_models=1, linger=100.0) as (desk, route):
+        first = await curate(route, task)
+        async with visit(route, first) as client:
+            await client.step((await client.ask(Pull())).next)
+        async with Circuit(route, first, "someone") as circuit:
+            await _published(circuit)
+        second = await curate(route, task)
+        assert desk.onions == [first, second]
+    file = next(tmp_path.glob("models/*/model.safetensors"))
+    os.utime(file, (0, 0))
+    async with open_desk(tmp_path, linger=100.0) as (desk, route):
+        for _ in range(60):
+            if desk.onions == [second]:
+                break
+            await asyncio.sleep(0.1)
+        assert desk.onions == [second]
+
+
+async def test_what_a_killed_desk_left_is_cleared_and_a_long_path_is_no_obstacle(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "dead").write_text("")
+    async with open_desk(tmp_path) as (_, route):
+        await curate(route, make_task())
+        assert not (tmp_path / "run" / "dead").exists()
+    assert not (tmp_path / "run").exists()
+    far = tmp_path / ("x" * 90)
+    async with open_desk(far) as (desk, route):
+        await curate(route, make_task())
+        sockets = desk._publisher._directory
+        assert not sockets.is_relative_to(far)
+    assert not sockets.exists()
 
 
 async def test_a_full_desk_and_orders_that_do_not_fit(tmp_path):

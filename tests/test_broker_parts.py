@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+import threading
 
 import numpy as np
 import pytest
@@ -168,6 +170,30 @@ def test_a_write_that_fails_changes_nothing_and_says_where(tmp_path):
     store.write(changes)
     assert store.state()[0].updates == 1
     store.close()
+
+
+def test_closing_waits_for_a_thread_that_writes(tmp_path):
+    # Without that, SQLite crashed the whole process (seen, in a desk that was stopped).
+    brokerage = make_brokerage()
+    for number in range(30):
+        store = Store(tmp_path / f"{number}.db")
+        brokerage.lose_changes()
+        changes = brokerage.take_changes(0.0)
+        begun = threading.Event()
+
+        def write(store=store, changes=changes, begun=begun):
+            begun.set()
+            with contextlib.suppress(Problem):
+                for _ in range(20):
+                    store.write(changes)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        begun.wait()
+        store.close()
+        thread.join()
+        with pytest.raises(Problem):
+            store.write(changes)
 
 
 def test_a_file_that_is_no_database(tmp_path):
