@@ -98,8 +98,8 @@ class Puzzles(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
         update: for every update, before any strike.
     """
 
-    admission: Annotated[int, Meta(ge=0, le=12)] = 4
-    update: Annotated[int, Meta(ge=0, le=12)] = 2
+    admission: Annotated[int, Meta(ge=0, le=8)] = 4
+    update: Annotated[int, Meta(ge=0, le=8)] = 2
 
 
 class Validation(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -142,6 +142,11 @@ class Task(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(f"'objective' must be one of: {', '.join(OBJECTIVES)}")
+        lines = [self.title, self.data.positive]
+        for column in self.data.fields:
+            lines += [column.name, column.description, *(column.constraints.enum or ())]
+        if not all(line.isprintable() for line in lines):
+            raise ValueError("titles, names, values and column descriptions are one line each")
         if self.data.dimension > MAX_DIMENSION:
             raise ValueError(f"the data has more than {MAX_DIMENSION} features")
 

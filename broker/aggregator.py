@@ -32,8 +32,9 @@ class Aggregator:
         self.updates += 1
 
     def hold(self, name: bytes, delta: np.ndarray) -> None:
-        """Keep a client's update for the open round; a second one replaces the first."""
-        self.round[name] = delta
+        """Keep a client's update for the open round. A second one does not replace it: whoever
+        has seen that its ticket was real may not think again."""
+        self.round.setdefault(name, delta)
 
     def close_round(self) -> list[bytes]:
         """Take the mean of what was held as one step.

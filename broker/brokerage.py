@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -65,6 +65,8 @@ __all__ = ["Brokerage", "Changes", "ModelRow", "SessionRow", "session_name"]
 MEASURE_CELLS: Final = 200_000
 """The error is measured after each update while the validation set has at most so many numbers,
 and after every second, third, ... update of a larger one: so it costs under a millisecond each."""
+VALIDATION_ROWS: Final = 100_000
+"""Most rows of a validation set: a round with 100 clients is then judged in about a second."""
 _NORM_SLACK: Final = 1e-4
 """Updates travel as float32: a client that shrank its own to the bound exactly may arrive so much
 above it, relatively."""
@@ -76,12 +78,12 @@ class Ticket:
 
     Attributes:
         work: as it was sent; sent again, to the letter, when the client asks again.
-        validation: whether the weights are a snapshot.
+        snapshot: for a validation ticket, the snapshot that it holds.
         issued: when.
     """
 
     work: Work
-    validation: bool
+    snapshot: np.ndarray | None
     issued: float
 
 
@@ -123,9 +125,10 @@ class Changes:
 
     model: ModelRow | None
     sessions: list[SessionRow]
+    forgotten: list[bytes] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return self.model is not None or bool(self.sessions)
+        return self.model is not None or bool(self.sessions) or bool(self.forgotten)
 
 
 class Brokerage:
@@ -148,6 +151,7 @@ class Brokerage:
         self._since = 0.0
         self._changed_model = False
         self._changed: set[bytes] = set()
+        self._forgotten: set[bytes] = set()
 
     # -- the task ------------------------------------------------------------------------------
 
@@ -192,7 +196,7 @@ class Brokerage:
     @staticmethod
     def _check_validation(task: Task, rows: np.ndarray, labels: np.ndarray) -> None:
         fits = rows.ndim == 2 and rows.shape == (len(labels), task.dimension)
-        if not fits or not np.isfinite(rows).all():
+        if not fits or len(rows) > VALIDATION_ROWS or not np.isfinite(rows).all():
             raise PeerProblem(TASK_REFUSED)
         # Rows of another length than 1 would make gradients and errors mean something else.
         if not np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3):
@@ -224,8 +228,24 @@ class Brokerage:
             self._admission.check_age(join.lock, now)
         if self._registry.admit(name, join.min_clients, now):
             self._changed.add(name)
+            for other in self._registry.surplus():
+                self._forget(other)
         self._weigh(now)
         return Welcome(token)
+
+    def _leave(self, name: bytes, now: float) -> None:
+        self._registry.leave(name)
+        self._aggregator.round.pop(name, None)
+        self._weigh(now)
+
+    def _forget(self, name: bytes) -> None:
+        """Forget a session everywhere."""
+        self._registry.forget(name)
+        self._forgotten.add(name)
+        self._changed.discard(name)
+        for where in (self._tickets, self._spent, self._aggregator.round,
+                      self._admission.strikes, self._validator.totals):
+            where.pop(name, None)
 
     def _tick_if_open(self, now: float) -> None:
         self.tick(now)
@@ -259,8 +279,17 @@ class Brokerage:
 
     # -- the conversation ----------------------------------------------------------------------
 
-    def receive(self, token: bytes, message: FromClient, now: float) -> Turn:
+    def receive(
+        self, token: bytes, message: FromClient, now: float, repeated: bool = False
+    ) -> Turn:
         """Answer a client's message.
+
+        Args:
+            token: whose.
+            message: what it said.
+            now: the time.
+            repeated: it was said earlier and is answered once more; that it was said is no sign
+                of life any longer.
 
         The order is: known session, ticket its own and unspent, puzzle solved, delta finite, of
         the right length and norm, enough clients for everyone's k; then apply, or file as an
@@ -274,11 +303,15 @@ class Brokerage:
             raise PeerProblem(UNKNOWN_CLIENT)
         self.tick(now)
         if isinstance(message, Leave):
-            self._registry.leave(name)
-            self._weigh(now)
+            if not repeated:
+                self._leave(name, now)
             return self._turn(name, b"", now)
-        self._registry.heard(name, now)
-        self._weigh(now)
+        if not repeated:
+            try:
+                self._registry.heard(name, now)
+            except PeerProblem as problem:
+                return Turn(b"", refused(problem))
+            self._weigh(now)
         if isinstance(message, Pull):
             return self._turn(name, b"", now)
         return self._push(name, message, now)
@@ -286,7 +319,7 @@ class Brokerage:
     def _push(self, name: bytes, push: Push, now: float) -> Turn:
         if push.ticket == self._spent.get(name):
             return self._turn(name, push.ticket, now)
-        if self.phase == "published":
+        if self.phase in ("published", "gone"):
             return Turn(b"", End())
         ticket = self._tickets.get(name)
         if ticket is None or ticket.work.ticket != push.ticket:
@@ -301,8 +334,9 @@ class Brokerage:
             return Turn(b"", refused(PeerProblem(BAD_DELTA, dimension=self.task.dimension)))
         if self.phase != "training":
             return Turn(b"", self._too_few(now))
-        if ticket.validation:
-            self._validator.answer(name, delta)
+        if ticket.snapshot is not None:
+            self._punish(self._validator.answer(name, ticket.snapshot, delta))
+            self._changed_model = True
             self._spend(name, ticket)
             self._settle(now)
         elif self.task.training.mode == "synchronous":
@@ -321,17 +355,19 @@ class Brokerage:
 
     def _turn(self, name: bytes, receipt: bytes, now: float) -> Turn:
         """What a client does next: work, wait, or stop."""
-        if self.phase == "published":
+        if self.phase in ("published", "gone"):
             return Turn(receipt, End())
         if self.phase != "training":
             return Turn(receipt, self._too_few(now))
-        snapshot = self._validator.snapshot_for(name)
-        if snapshot is None and name in self._aggregator.round:
+        if name in self._aggregator.round:
             return Turn(receipt, self._round_open(now))
         ticket = self._tickets.get(name)
         # A repeated message must be harmless: a second ticket would make the first one stale, and
         # waste the noise that may already have been paid for. But weights grow old.
         if ticket is None or now - ticket.issued > self.task.clients.silence:
+            # Waiting is no way past a snapshot: whoever held one gets it again.
+            held = None if ticket is None else ticket.snapshot
+            snapshot = self._validator.snapshot_for(name) if held is None else held
             weights = self._aggregator.weights if snapshot is None else snapshot
             work = Work(
                 ticket=self._random(TICKET_BYTES),
@@ -339,7 +375,7 @@ class Brokerage:
                 lock=self._admission.lock(),
                 difficulty=self._admission.difficulty(name),
             )
-            ticket = self._tickets[name] = Ticket(work, snapshot is not None, now)
+            ticket = self._tickets[name] = Ticket(work, snapshot, now)
         return Turn(receipt, ticket.work)
 
     def _wait(self, why: str, have: int, need: int) -> Wait:
@@ -375,7 +411,13 @@ class Brokerage:
         held = self._aggregator.round
         if not held or self._round_closes is None:
             return
-        if now < self._round_closes and not held.keys() >= set(self._registry.active(now)):
+        active = set(self._registry.active(now))
+        # Whoever has gone since has taken its k, and so its update, along.
+        for name in held.keys() - active:
+            del held[name]
+        if not held:
+            return
+        if now < self._round_closes and not held.keys() >= active:
             return
         for name in self._aggregator.close_round():
             self._spend(name, self._tickets[name])
@@ -388,7 +430,8 @@ class Brokerage:
 
     def _after_step(self, now: float) -> None:
         self._changed_model = True
-        if self._aggregator.updates % self._measure_every == 0:
+        measured = self._aggregator.updates % self._measure_every == 0
+        if measured:
             self._measure()
         rules = self.task.training
         if self._aggregator.updates >= rules.max_updates:
@@ -397,7 +440,7 @@ class Brokerage:
             self._error is not None and self._error <= rules.target_error
         ):
             self._end("target-error", now)
-        elif rules.patience is not None and (
+        elif measured and rules.patience is not None and (
             self._aggregator.updates - self._improved >= rules.patience
         ):
             self._end("patience", now)
@@ -421,6 +464,9 @@ class Brokerage:
             return
         self._changed_model = True
         self._changed.update(self._validator.totals)
+        self._punish(struck)
+
+    def _punish(self, struck: list[bytes]) -> None:
         for name in struck:
             self._strike(name)
 
@@ -499,14 +545,15 @@ class Brokerage:
         """What has changed since this was last called, as rows to be written in one go."""
         model = self._model_row(now) if self._changed_model else None
         sessions = [self._session_row(name) for name in self._changed if name in self._registry]
-        self._changed_model = False
-        self._changed = set()
-        return Changes(model, sessions)
+        forgotten = list(self._forgotten)
+        self._changed_model, self._changed, self._forgotten = False, set(), set()
+        return Changes(model, sessions, forgotten)
 
-    def lose_changes(self) -> None:
-        """What was taken could not be written: the next call gives everything again."""
+    def lose_changes(self, lost: Changes) -> None:
+        """What was taken could not be written: the next call gives it again."""
         self._changed_model = True
-        self._changed = set(self._registry.members)
+        self._changed.update(self._registry.members)
+        self._forgotten.update(lost.forgotten)
 
     def _model_row(self, now: float) -> ModelRow:
         return ModelRow(

@@ -29,7 +29,7 @@ from accord.files import private_directory, write_whole
 from accord.messages import TASK_LIMIT, VALIDATION_LIMIT, Curate, Curated, decode, encode
 from accord.model_file import write_model
 from accord.onion import onion_from_seed
-from accord.problems import DESK_FULL, DISK, TASK_REFUSED, PeerProblem, Problem
+from accord.problems import DESK_FULL, TASK_REFUSED, PeerProblem, Problem
 from accord.task import open_task
 from broker.brokerage import Brokerage, secret_of
 from broker.hidden_service import load_or_create_seed
@@ -39,12 +39,11 @@ from broker.store import Store
 
 log = logging.getLogger("tormentor.broker")
 
-UPLOAD_SECONDS: Final = 600.0
-"""A validation set must be here by then: 64 MB at the speed of a slow circuit."""
 LINGERERS: Final = 5
 """How many models are kept for each that may be in training, published ones included."""
-UPLOADS: Final = 2
-"""Validation sets that are taken in at a time; each may fill 64 MB of memory."""
+UPLOADS: Final = 4
+"""Validation sets that are taken in at a time; each may fill 64 MB of memory. Slow ones are cut
+off, so that idle senders cannot hold the door for long."""
 MODEL_FILE: Final = "model.safetensors"
 KEEP_ALIVE: Final = 75.0
 SOCKET_DIRECTORY: Final = 85
@@ -104,8 +103,8 @@ class Desk:
         self._max_models = max_models
         self._linger = linger
         self._models: dict[str, Hosted] = {}
-        self._coming = 0
         self._uploads = asyncio.Semaphore(UPLOADS)
+        self._taking = asyncio.Lock()
         self._now = asyncio.get_running_loop().time
         self.app = web.Application(middlewares=[sentences])
         self.app.add_routes([web.get("/", self._page), web.post("/curate", self._curate)])
@@ -119,10 +118,13 @@ class Desk:
         """Go on with every model that the state directory holds."""
         for directory in sorted(self._models_directory.iterdir()):
             try:
+                seed_path = directory / "onion.seed"
+                if not (directory / "model.db").exists() or not seed_path.exists():
+                    log.error("%s holds no whole model and is left aside.", directory)
+                    continue
                 store = Store(directory / "model.db")
                 kept = store.task()
-                seed_path = directory / "onion.seed"
-                if kept is None or not seed_path.exists():
+                if kept is None:
                     # The desk was cut off before it had answered the curator.
                     store.close()
                     await asyncio.to_thread(shutil.rmtree, directory)
@@ -133,8 +135,9 @@ class Desk:
                 if (state := store.state()) is not None:
                     brokerage.restore(*state, self._now())
                 await self._host(brokerage, store, seed, directory)
-            except Problem as problem:
-                log.error("A model in %s is left aside: %s", directory, problem.sentence)
+            except Exception as error:
+                # One damaged model must not keep the others from their clients.
+                log.error("The model in %s is left aside: %s", directory, error)
 
     async def close(self) -> None:
         """Stop serving; the state stays, for the next start."""
@@ -153,20 +156,21 @@ class Desk:
             text=desk_page(len(self._models), self._max_models), content_type="text/html")
 
     async def _curate(self, request: web.Request) -> web.Response:
+        self._check_places()
+        async with self._uploads:
+            limit = VALIDATION_LIMIT + TASK_LIMIT
+            order = decode(await read_body(request, limit), Curate, limit)
+            # One at a time from here on, so that places are counted right.
+            async with self._taking:
+                self._check_places()
+                onion = await self._take(order)
+        return web.Response(body=encode(Curated(onion)))
+
+    def _check_places(self) -> None:
         # A published model only lingers, and costs next to nothing; but memory has an end.
-        busy = sum(hosted.app.model is None for hosted in self._models.values()) + self._coming
+        busy = sum(hosted.app.model is None for hosted in self._models.values())
         if busy >= self._max_models or len(self._models) >= LINGERERS * self._max_models:
             raise PeerProblem(DESK_FULL, limit=self._max_models)
-        self._coming += 1
-        try:
-            async with self._uploads:
-                limit = VALIDATION_LIMIT + TASK_LIMIT
-                raw = await read_body(request, limit, UPLOAD_SECONDS)
-                order = decode(raw, Curate, limit)
-                onion = await self._take(order)
-        finally:
-            self._coming -= 1
-        return web.Response(body=encode(Curated(onion)))
 
     async def _take(self, order: Curate) -> str:
         """Make a model of a curator's order, on disk, and publish its address."""
@@ -183,7 +187,8 @@ class Desk:
             brokerage = Brokerage(secret_of(seed), secrets.token_bytes)
             brokerage.accept(order.task, rows, labels, self._now())
             store = Store(directory / "model.db")
-            store.keep_task(order.task, rows, labels)
+            # 64 MB to the disk: not while others wait.
+            await asyncio.to_thread(store.keep_task, order.task, rows, labels)
             return await self._host(brokerage, store, seed, directory)
         except BaseException:
             if store is not None:
@@ -244,12 +249,15 @@ class Desk:
 
     async def _forget(self, onion: str) -> None:
         model = self._models.pop(onion)
-        await self._publisher.withdraw(onion)
-        model.store.close()
         try:
-            await asyncio.to_thread(shutil.rmtree, model.directory)
-        except OSError as error:
-            raise Problem(DISK, path=model.directory, why=str(error)) from None
+            await self._publisher.withdraw(onion)
+        except Problem as problem:
+            # tor may be away; then its address is too.
+            log.error("%s", problem.sentence)
+        finally:
+            model.store.close()
+            # Whatever else fails: the validation set and the sessions do not stay.
+            await asyncio.to_thread(shutil.rmtree, model.directory, ignore_errors=True)
         log.info("A published model is gone.")
 
 
@@ -288,8 +296,10 @@ class Publisher:
 
     async def withdraw(self, onion: str) -> None:
         """Serve nothing there any more."""
-        await self._services.remove(onion)
-        await self._runners.pop(onion).cleanup()
+        try:
+            await self._services.remove(onion)
+        finally:
+            await self._runners.pop(onion).cleanup()
 
     async def close(self) -> None:
         """Stop all apps and remove their sockets."""

@@ -47,10 +47,14 @@ TICK: Final = 0.5
 HELLO_SECONDS: Final = 30.0
 HEARTBEAT: Final = 30.0
 """Seconds between pings, so that a connection that died silently is let go."""
+SEND_SECONDS: Final = 60.0
+"""Whoever does not take an answer within it is cut off."""
 GOODBYE: Final = 2.0
 """Seconds that a conversation which is over waits for the other side to agree."""
-READ_SECONDS: Final = 120.0
-"""A small request body must be here by then."""
+READ_SECONDS: Final = 30.0
+"""Seconds that a request body may take, besides those for its size."""
+SLOWEST: Final = 16_384
+"""Bytes per second below which an upload is given up."""
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
     "X-Content-Type-Options": "nosniff",
@@ -93,19 +97,24 @@ async def sentences(request: web.Request, handler: Handler) -> web.StreamRespons
     return response
 
 
-async def read_body(request: web.Request, limit: int, seconds: float = READ_SECONDS) -> bytes:
+async def read_body(request: web.Request, limit: int) -> bytes:
     """A request's body, read no further than its limit and not for ever.
 
     Raises:
         PeerProblem: ``TOO_LARGE``, ``MALFORMED``.
     """
     body = bytearray()
+    clock = asyncio.get_running_loop().time
+    begun = clock()
     try:
-        async with asyncio.timeout(seconds):
-            while chunk := await request.content.read(65_536):
-                body += chunk
-                if len(body) > limit:
-                    raise PeerProblem(TOO_LARGE, limit=limit)
+        while True:
+            async with asyncio.timeout_at(begun + READ_SECONDS + len(body) / SLOWEST):
+                chunk = await request.content.read(65_536)
+            if not chunk:
+                break
+            body += chunk
+            if len(body) > limit:
+                raise PeerProblem(TOO_LARGE, limit=limit)
     except TimeoutError:
         raise PeerProblem(MALFORMED) from None
     return bytes(body)
@@ -131,7 +140,7 @@ class ModelApp:
         self._store = store
         self._publish = publish
         self._signed_task = encode(brokerage.signed)
-        self._sockets: dict[web.WebSocketResponse, bytes] = {}
+        self._conversations: dict[asyncio.Task[object], bytes] = {}
         self._stirred = brokerage.stirred
         self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wake = asyncio.Event()
@@ -184,30 +193,33 @@ class ModelApp:
             compress=False, max_msg_size=limit, heartbeat=HEARTBEAT, timeout=GOODBYE)
         socket.headers["Server"] = "tormentor"
         await socket.prepare(request)
+        mine = None
         try:
             hello = decode(await self._read(socket, HELLO_SECONDS), Hello)
             if not self.brokerage.knows(hello.token):
                 raise PeerProblem(UNKNOWN_CLIENT)
-            await self._take_over(socket, hello.token)
+            mine = self._take_over(hello.token)
             await self._converse(socket, hello.token)
         except Problem as problem:
-            with contextlib.suppress(ConnectionError):
-                await socket.send_bytes(encode(Turn(b"", refused(problem))))
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                await self._send(socket, Turn(b"", refused(problem)))
         except (_HungUp, ConnectionError, TimeoutError):
             pass
         finally:
-            self._sockets.pop(socket, None)
-            await socket.close()
+            if mine is not None:
+                del self._conversations[mine]
+            await _close(socket, request)
         return socket
 
-    async def _take_over(self, socket: web.WebSocketResponse, token: bytes) -> None:
-        """A session has one connection: an older one, likely dead, is let go."""
-        for other, its in list(self._sockets.items()):
+    def _take_over(self, token: bytes) -> asyncio.Task[object]:
+        """A session has one conversation: an older one, likely dead, is ended."""
+        for other, its in self._conversations.items():
             if its == token:
-                del self._sockets[other]
-                task = asyncio.ensure_future(other.close())
-                task.add_done_callback(lambda t: t.exception())
-        self._sockets[socket] = token
+                other.cancel()
+        task = asyncio.current_task()
+        assert task is not None
+        self._conversations[task] = token
+        return task
 
     async def _converse(self, socket: web.WebSocketResponse, token: bytes) -> None:
         """Answer each message; answer one that waits again whenever there is more to say."""
@@ -219,22 +231,29 @@ class ModelApp:
                 message: FromClient = decode(reading.result(), FromClient, limit)
                 reading = asyncio.create_task(self._read(socket, None))
                 turn, seen = await self._receive(token, message)
-                await socket.send_bytes(encode(turn))
+                await self._send(socket, turn)
                 while isinstance(turn.next, Wait):
                     if await self._message_or_news(reading, seen):
                         break
                     told = turn
-                    turn, seen = await self._receive(token, message)
+                    turn, seen = await self._receive(token, message, repeated=True)
                     if turn != told:
-                        await socket.send_bytes(encode(turn))
+                        await self._send(socket, turn)
         finally:
             reading.cancel()
             # Whatever it ended with, this conversation is over.
             await asyncio.wait([reading])
 
-    async def _receive(self, token: bytes, message: FromClient) -> tuple[Turn, int]:
+    async def _send(self, socket: web.WebSocketResponse, turn: Turn) -> None:
+        """Send a turn to somebody who takes it, and not for ever."""
+        async with asyncio.timeout(SEND_SECONDS):
+            await socket.send_bytes(encode(turn))
+
+    async def _receive(
+        self, token: bytes, message: FromClient, repeated: bool = False
+    ) -> tuple[Turn, int]:
         """The answer, and which news of the model it already knows."""
-        turn = self.brokerage.receive(token, message, self._now())
+        turn = self.brokerage.receive(token, message, self._now(), repeated)
         seen = self.brokerage.stirred
         self._stir()
         await self._on_disk()
@@ -256,8 +275,12 @@ class ModelApp:
         raise _HungUp
 
     async def _hang_up(self, _: web.Application) -> None:
-        for socket in list(self._sockets):
-            await socket.close(code=1001)
+        """End all conversations: with a goodbye to those who listen, soon in any case."""
+        tasks = list(self._conversations)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=3 * GOODBYE)
 
     # -- what goes on by itself ----------------------------------------------------------------
 
@@ -286,13 +309,19 @@ class ModelApp:
 
     async def _watch(self) -> None:
         while True:
-            self.brokerage.tick(self._now())
-            self._stir()
-            self._wake.set()
-            if self.brokerage.phase == "published" and self.model is None:
-                with contextlib.suppress(Problem):
+            try:
+                self.brokerage.tick(self._now())
+                self._stir()
+                self._wake.set()
+                if self.brokerage.phase == "published" and self.model is None:
                     await self._on_disk()
-                    self.model = self._publish()
+                    self.model = await asyncio.to_thread(self._publish)
+            except Problem as problem:
+                if problem.kind is not INTERNAL:
+                    log.error("%s", problem.sentence)
+            except Exception:
+                # A model that stops without a word would keep its clients waiting for ever.
+                log.exception("the clock's work failed; it is tried again")
             await asyncio.sleep(TICK)
 
     async def _commit(self) -> None:
@@ -305,15 +334,27 @@ class ModelApp:
             try:
                 if changes:
                     await asyncio.to_thread(self._store.write, changes)
-            except Problem as problem:
-                log.error("%s The model's clients wait.", problem.sentence)
-                self.brokerage.lose_changes()
+            except Exception as error:
+                log.error("%s The model's clients wait.", error)
+                self.brokerage.lose_changes(changes)
                 batch.set_exception(Problem(INTERNAL))
                 # Nobody may be waiting for this batch, and that is no error.
                 batch.exception()
                 await asyncio.sleep(1.0)
             else:
                 batch.set_result(None)
+
+
+async def _close(socket: web.WebSocketResponse, request: web.Request) -> None:
+    """Say goodbye to whoever listens, and cut off whoever does not."""
+    try:
+        async with asyncio.timeout(2 * GOODBYE):
+            await socket.close()
+    except (ConnectionError, TimeoutError):
+        pass
+    finally:
+        if request.transport is not None:
+            request.transport.abort()
 
 
 class _HungUp(Exception):

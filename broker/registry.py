@@ -57,20 +57,43 @@ class Registry:
             PeerProblem: ``K_TOO_LARGE`` when its k could never be met, ``FULL``.
         """
         if name in self.members:
-            self.members[name].seen = now
+            self.heard(name, now)
             return False
         maximum = self._rules.maximum
         if min_clients > maximum:
             raise PeerProblem(K_TOO_LARGE, k=min_clients, maximum=maximum)
-        full = len(self.members) >= maximum * SESSIONS_PER_PLACE
-        if full or len(self.active(now)) >= maximum:
+        if self.standing(now)[0] >= maximum:
             raise PeerProblem(FULL, maximum=maximum)
         self.members[name] = Member(min_clients, now)
         return True
 
     def heard(self, name: bytes, now: float) -> None:
-        """A session gave a sign of life."""
-        self.members[name].seen = now
+        """A session gave a sign of life.
+
+        Raises:
+            PeerProblem: ``FULL`` when it had been given up and its place is taken.
+        """
+        member = self.members[name]
+        if member.seen < now - self._rules.silence:
+            maximum = self._rules.maximum
+            if self.standing(now)[0] >= maximum:
+                raise PeerProblem(FULL, maximum=maximum)
+        member.seen = now
+
+    def surplus(self) -> list[bytes]:
+        """The sessions to be forgotten so that memory has an end: the longest silent ones, those
+        first that have never done anything."""
+        most = self._rules.maximum * SESSIONS_PER_PLACE
+        if len(self.members) <= most:
+            return []
+        # Many at a time, so that this is not done again for each new session.
+        order = sorted(self.members, key=lambda n: (self.members[n].updates > 0,
+                                                    self.members[n].seen))
+        return order[: len(order) - most + most // 10]
+
+    def forget(self, name: bytes) -> None:
+        """Forget a session; it is unknown from now on."""
+        del self.members[name]
 
     def leave(self, name: bytes) -> None:
         """A session goes; it counts again when it is heard again."""

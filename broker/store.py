@@ -98,6 +98,8 @@ class Store:
                 if changes.model is not None:
                     self._write_model(changes.model)
                 self._db.executemany(
+                    "DELETE FROM session WHERE name = ?", [(n,) for n in changes.forgotten])
+                self._db.executemany(
                     "INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?)",
                     [(s.name, s.min_clients, s.updates, s.strikes, s.influence, s.spent)
                      for s in changes.sessions],

@@ -12,13 +12,17 @@ is at most 0); a strike uses up the evidence it was given for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
 from accord.objective import Objective
 from accord.task import Validation
+
+_CELLS: Final = 1_000_000
+"""Predictions that are worked out at a time: 8 MB."""
 
 
 @dataclass(slots=True)
@@ -80,11 +84,21 @@ class Validator:
             return self.round.snapshot
         return None
 
-    def answer(self, name: bytes, delta: np.ndarray) -> None:
-        """File a client's answer; one that comes after its round has closed counts for nothing."""
-        if self.round is not None and name in self.round.waiting:
-            self.round.waiting.discard(name)
-            self.round.answers[name] = delta
+    def answer(self, name: bytes, snapshot: np.ndarray, delta: np.ndarray) -> list[bytes]:
+        """File a client's answer to the snapshot that it was given.
+
+        One that comes after its round has closed is judged at once: being late is no way out.
+
+        Returns:
+            The session, if it was late and earned a strike.
+        """
+        open_round = self.round
+        if open_round is None or open_round.snapshot is not snapshot:
+            return self._judge(snapshot, {name: delta})
+        if name in open_round.waiting:
+            open_round.waiting.discard(name)
+            open_round.answers[name] = delta
+        return []
 
     def settle(self, now: float) -> list[bytes] | None:
         """Close the round if all have answered or its time is up, and judge it.
@@ -96,20 +110,31 @@ class Validator:
             return None
         done, self.round = self.round, None
         self.rounds += 1
-        if not done.answers:
+        return self._judge(done.snapshot, done.answers)
+
+    def _judge(self, snapshot: np.ndarray, answers: Mapping[bytes, np.ndarray]) -> list[bytes]:
+        """Add up each answer's influence; the sessions that earned a strike by it."""
+        if not answers:
             return []
-        names = list(done.answers)
-        models = np.vstack([done.snapshot, done.snapshot + np.array(list(done.answers.values()))])
-        metric = getattr(self._objective, self._rules.metric)
-        scores = metric(models, self._rows, self._labels)
+        scores = self._scores(np.vstack([snapshot, *(snapshot + d for d in answers.values())]))
         struck = []
-        for name, influence in zip(names, scores[0] - scores[1:], strict=True):
+        for name, influence in zip(answers, scores[0] - scores[1:], strict=True):
             total = min(0.0, self.totals.get(name, 0.0) + float(influence))
             if total < -self._rules.threshold:
                 struck.append(name)
                 total = 0.0
             self.totals[name] = total
         return struck
+
+    def _scores(self, models: np.ndarray) -> np.ndarray:
+        """The metric of each model (m, d), shape (m,), with bounded memory."""
+        metric = getattr(self._objective, self._rules.metric)
+        stretch = max(1, _CELLS // len(models))
+        total = np.zeros(len(models))
+        for start in range(0, len(self._rows), stretch):
+            rows = self._rows[start : start + stretch]
+            total += len(rows) * metric(models, rows, self._labels[start : start + stretch])
+        return total / len(self._rows)
 
     def abandon(self) -> None:
         """Drop the open round, if any, without judging it."""

@@ -8,7 +8,17 @@ from broker_world import DIMENSION, Player, make_brokerage, make_data, make_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accord.messages import End, Join, Pull, Push, Refused, Wait, Work, encode
+from accord.messages import (
+    End,
+    Join,
+    Pull,
+    Push,
+    Refused,
+    Wait,
+    Work,
+    encode,
+    vector_to_wire,
+)
 from accord.problems import PeerProblem
 from accord.task import Clients, Puzzles, Training, Validation
 from broker.brokerage import Brokerage
@@ -212,6 +222,32 @@ def test_a_silent_client_no_longer_counts():
     assert isinstance(demanding.pull(56.0).next, Work)
 
 
+def test_a_message_that_waits_is_no_sign_of_life():
+    brokerage = make_brokerage(make_task(clients=Clients(minimum=1, silence=30.0)))
+    hog, other = Player(brokerage, 3), Player(brokerage, 1)
+    hog.pull(1.0)
+    for now in (15.0, 30.0, 45.0):
+        hog.brokerage.receive(hog.token, Pull(), now, repeated=True)
+        turn = other.pull(now)
+    assert isinstance(turn.next, Work), "one that fell silent keeps nobody waiting"
+    assert brokerage.status(45.0).clients == 1
+
+
+def test_sessions_that_never_did_anything_do_not_fill_a_model_for_ever():
+    brokerage = make_brokerage(make_task(
+        clients=Clients(minimum=1, maximum=2, silence=30.0), puzzles=Puzzles(admission=0)))
+    worker = Player(brokerage)
+    worker.step(0.5)
+    for number in range(100):
+        Player(brokerage, now=1.0 + number).leave(1.0 + number)
+        worker.pull(1.0 + number)
+    assert len(brokerage._registry.members) <= 41
+    assert isinstance(worker.pull(200.0).next, Work)
+    changes = brokerage.take_changes(200.0)
+    kept = {row.name for row in changes.sessions}
+    assert kept.isdisjoint(changes.forgotten) and changes.forgotten
+
+
 # -- synchronous rounds ------------------------------------------------------------------------
 
 
@@ -257,6 +293,30 @@ def test_a_bad_resend_in_a_round_does_not_break_it():
     two.step(4.0)
     brokerage.tick(15.0)
     assert updates(brokerage) == 1
+
+
+def test_a_held_update_cannot_be_thought_over():
+    brokerage = synchronous()
+    one, two = Player(brokerage), Player(brokerage)
+    honest = one.answer(one.work(1.0), np.array([0.4, 0, 0, 0]))
+    assert isinstance(one.push(honest, 2.0).next, Wait)
+    poison = Push(honest.ticket, honest.solution, vector_to_wire(np.array([-1.0, 0, 0, 0])))
+    one.push(poison, 3.0)
+    turn = two.step(4.0, np.array([0.4, 0, 0, 0]))
+    assert np.allclose(weights(turn.next), [0.4, 0, 0, 0])
+
+
+def test_whoever_leaves_takes_its_held_update_along():
+    brokerage = make_brokerage(make_task(
+        training=Training(mode="synchronous", max_norm=1.0), clients=Clients(minimum=1)))
+    careful, other, third = Player(brokerage, 3), Player(brokerage, 1), Player(brokerage, 1)
+    push = careful.answer(careful.work(1.0), np.array([0.5, 0, 0, 0]))
+    careful.push(push, 2.0)
+    careful.leave(3.0)
+    third.leave(3.0)
+    other.step(4.0, np.array([0, 0.5, 0, 0]))
+    assert updates(brokerage) == 1
+    assert np.allclose(weights(other.work(5.0)), [0, 0.5, 0, 0]), "its k was 3, and 1 was here"
 
 
 # -- ends --------------------------------------------------------------------------------------
@@ -388,6 +448,38 @@ def test_a_silent_client_does_not_stop_validation():
     assert brokerage.status(10.0).rounds == 0
     brokerage.tick(11.5)
     assert brokerage.status(11.5).rounds == 1
+
+
+def test_waiting_is_no_way_past_a_snapshot():
+    task = make_task(validation=Validation(rate=1.0, threshold=0.01, metric="loss", seconds=10.0),
+                     clients=Clients(minimum=1, silence=30.0))
+    brokerage = make_brokerage(task)
+    honest, poisoner = Player(brokerage), Player(brokerage)
+    honest.step(1.0, np.array([0.5, 0, 0, 0]))
+    asked = poisoner.work(2.0)
+    honest.push(honest.answer(honest.work(2.0)), 2.0)
+    brokerage.tick(20.0)
+    rounds = brokerage.status(20.0).rounds
+    assert rounds >= 1, "the round has closed without it"
+    again = poisoner.work(60.0)
+    assert again.ticket != asked.ticket and again.weights == asked.weights
+    before = updates(brokerage)
+    poisoner.push(poisoner.answer(again, np.array([-1.0, 0, 0, 0])), 61.0)
+    assert updates(brokerage) == before
+    assert brokerage.status(61.0).strikes == 1
+
+
+def test_patience_asks_only_after_a_measurement():
+    rows = np.tile(make_data()[0], (1500, 1))
+    labels = np.tile(make_data()[1], 1500)
+    task = make_task(training=Training(patience=1, max_norm=1.0), puzzles=Puzzles(update=0))
+    brokerage = Brokerage(b"s" * 32, np.random.default_rng(3).bytes)
+    brokerage.accept(signed(task), rows, labels, 0.0)
+    player = Player(brokerage)
+    player.step(1.0)
+    assert brokerage.phase == "training" and brokerage.status(1.0).error is None
+    player.step(2.0, np.array([0.5, 0, 0, 0]))
+    assert brokerage.phase == "training" and brokerage.status(2.0).error is not None
 
 
 # -- what outlives a crash ---------------------------------------------------------------------

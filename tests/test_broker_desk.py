@@ -327,6 +327,69 @@ async def test_a_message_larger_than_the_task_implies_is_cut_off(tmp_path):
         assert (await status(route, onion)).phase == "training"
 
 
+async def test_one_who_never_reads_holds_nobody_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("broker.model_app.SEND_SECONDS", 0.5)
+    task = make_task(training=Training(max_norm=1.0))
+    async with open_desk(tmp_path) as (desk, route):
+        onion = await curate(route, task)
+        async with visit(route, onion) as deaf, visit(route, onion) as good:
+            # Its replies pile up until nothing more goes into the pipe.
+            for _ in range(20_000):
+                await deaf.socket.send(encode(Pull()))
+            assert (await good.step((await good.ask(Pull())).next)).receipt
+            begun = asyncio.get_running_loop().time()
+            await desk._publisher.withdraw(onion)
+            assert asyncio.get_running_loop().time() - begun < 15
+
+
+async def test_idle_uploads_do_not_fill_the_desk(tmp_path):
+    async with open_desk(tmp_path, max_models=1) as (_, route):
+        host, port = route.direct
+        idle = []
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(f"POST /curate HTTP/1.1\r\nHost: {DESK}\r\n"
+                         "Content-Length: 1000\r\n\r\nx".encode())
+            idle.append((reader, writer))
+        await asyncio.sleep(0.2)
+        assert (await status(route, await curate(route, make_task()))).phase == "gathering"
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_one_damaged_model_does_not_keep_the_others_away(tmp_path):
+    async with open_desk(tmp_path, max_models=4) as (_, route):
+        onions = [await curate(route, make_task()) for _ in range(4)]
+    places = sorted((tmp_path / "models").iterdir())
+    (places[0] / "model.db").write_bytes(b"no database")
+    (places[1] / "onion.seed").rename(tmp_path / "seed-being-restored")
+    (places[2] / "onion.seed").write_bytes(b"short")
+    async with open_desk(tmp_path, max_models=4) as (desk, route):
+        assert len(desk.onions) == 1 and desk.onions[0] in onions
+        assert (await status(route, desk.onions[0])).phase == "gathering"
+    assert sorted((tmp_path / "models").iterdir()) == places, "nothing is deleted on suspicion"
+    (tmp_path / "seed-being-restored").rename(places[1] / "onion.seed")
+    async with open_desk(tmp_path, max_models=4) as (desk, _):
+        assert len(desk.onions) == 2
+
+
+async def test_a_mistake_in_a_models_work_does_not_end_it(tmp_path, monkeypatch):
+    async with open_desk(tmp_path) as (desk, route):
+        onion = await curate(route, make_task())
+        brokerage = desk._models[onion].app.brokerage
+        real, times = brokerage.tick, iter(range(3))
+
+        def tick(now: float) -> None:
+            if next(times, None) is not None:
+                raise MemoryError
+            real(now)
+
+        monkeypatch.setattr(brokerage, "tick", tick)
+        await asyncio.sleep(2.0)
+        async with visit(route, onion) as client:
+            assert (await client.step((await client.ask(Pull())).next)).receipt
+
+
 async def test_a_disk_that_does_not_take_changes_keeps_acknowledgements_back(tmp_path):
     async with open_desk(tmp_path) as (desk, route):
         onion = await curate(route, make_task())

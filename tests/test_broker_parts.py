@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from accord.messages import Status
 from accord.objective import OBJECTIVES
-from accord.problems import Problem
+from accord.problems import PeerProblem, Problem
 from accord.task import Clients, Validation
 from broker.aggregator import Aggregator
 from broker.page import desk_page, status_page
@@ -56,7 +56,7 @@ def test_influence_is_what_the_paper_says(metric):
     validator.begin(start, NAMES, 0.0, 0.0)
     for name, delta in deltas.items():
         assert validator.settle(1.0) is None
-        validator.answer(name, delta)
+        assert validator.answer(name, validator.snapshot_for(name), delta) == []
     rows, labels = make_data()
     one = getattr(OBJECTIVES["logistic"], metric)
     before = one(start[None], rows, labels)[0]
@@ -70,10 +70,10 @@ def test_good_influence_cannot_be_saved_up_for_an_attack():
     validator = make_validator(metric="loss", threshold=0.2)
     for _ in range(20):
         validator.begin(np.zeros(DIMENSION), [b"a"], 0.0, 0.0)
-        validator.answer(b"a", np.array([1.0, 0, 0, 0]))
+        validator.answer(b"a", validator.snapshot_for(b"a"), np.array([1.0, 0, 0, 0]))
         assert validator.settle(0.0) == []
     validator.begin(np.zeros(DIMENSION), [b"a"], 0.0, 0.0)
-    validator.answer(b"a", np.array([-1.0, 0, 0, 0]))
+    validator.answer(b"a", validator.snapshot_for(b"a"), np.array([-1.0, 0, 0, 0]))
     assert validator.settle(0.0) == [b"a"]
 
 
@@ -82,21 +82,34 @@ def test_small_harm_adds_up_over_rounds():
     struck = []
     for _ in range(10):
         validator.begin(np.zeros(DIMENSION), [b"a"], 0.0, 0.0)
-        validator.answer(b"a", np.array([-0.1, 0, 0, 0]))
+        validator.answer(b"a", validator.snapshot_for(b"a"), np.array([-0.1, 0, 0, 0]))
         struck.append(bool(validator.settle(0.0)))
     assert not struck[0] and any(struck)
     assert sum(struck) < 5, "a strike uses up its evidence"
 
 
-def test_a_late_or_second_answer_counts_for_nothing():
+def test_a_second_answer_counts_for_nothing_and_a_late_one_is_judged_all_the_same():
     validator = make_validator(threshold=1e-9)
-    validator.begin(np.zeros(DIMENSION), [b"a", b"b"], 0.0, 0.0)
-    validator.answer(b"a", np.zeros(DIMENSION))
-    validator.answer(b"a", np.array([-1.0, 0, 0, 0]))
-    validator.answer(b"z", np.array([-1.0, 0, 0, 0]))
+    harm = np.array([-1.0, 0, 0, 0])
+    validator.begin(np.array([1.0, 0, 0, 0]), [b"a", b"b"], 0.0, 0.0)
+    snapshot = validator.snapshot_for(b"b")
+    assert validator.answer(b"a", snapshot, np.zeros(DIMENSION)) == []
+    assert validator.answer(b"a", snapshot, harm) == []
     assert validator.settle(30.0) == []
-    validator.answer(b"b", np.array([-1.0, 0, 0, 0]))
-    assert validator.settle(31.0) is None and validator.totals.get(b"b") is None
+    # Waiting until the round has closed is no way out, nor is another round being open by then.
+    validator.begin(np.zeros(DIMENSION), [b"a", b"b"], 31.0, 0.0)
+    assert validator.answer(b"b", snapshot, harm) == [b"b"]
+    assert b"b" in validator.round.waiting
+
+
+def test_many_rows_are_judged_piece_by_piece_with_the_same_result(monkeypatch):
+    whole = make_validator(metric="loss", threshold=1e-9)
+    pieces = make_validator(metric="loss", threshold=1e-9)
+    monkeypatch.setattr("broker.validator._CELLS", 7)
+    models = np.random.default_rng(5).normal(size=(3, DIMENSION))
+    expected = OBJECTIVES["logistic"].loss(models, *make_data())
+    assert np.allclose(pieces._scores(models), expected, rtol=1e-12)
+    assert np.allclose(whole._scores(models), expected, rtol=1e-12)
 
 
 # -- registry and aggregator -------------------------------------------------------------------
@@ -112,12 +125,33 @@ def test_standing_is_the_strictest_wish_of_those_who_are_active(members, now):
     assert registry.enough(now) == (len(active) >= max([2, *active]))
 
 
+def test_the_maximum_holds_for_those_who_come_back_and_memory_has_an_end():
+    registry = Registry(Clients(minimum=1, maximum=2, silence=30.0))
+    names = [bytes([n]) for n in range(60)]
+    for name in names:
+        registry.admit(name, 1, 0.0)
+        registry.leave(name)
+    registry.heard(names[0], 1.0)
+    registry.heard(names[1], 1.0)
+    with pytest.raises(PeerProblem) as caught:
+        registry.heard(names[2], 1.0)
+    assert caught.value.kind.code == "full"
+    registry.heard(names[0], 2.0)
+    # Forty sessions are remembered for two places; those that did something go last.
+    registry.members[names[3]].updates = 5
+    gone = registry.surplus()
+    assert len(gone) == 24 and not {names[0], names[1], names[3]} & set(gone)
+    for name in gone:
+        registry.forget(name)
+    assert registry.surplus() == [] and registry.admit(b"new", 1, 40.0)
+
+
 def test_a_held_round_is_a_mean_and_an_empty_one_is_nothing():
     aggregator = Aggregator(2)
     assert aggregator.close_round() == [] and aggregator.updates == 0
     kept = aggregator.weights
-    aggregator.hold(b"a", np.array([1.0, 0]))
     aggregator.hold(b"a", np.array([3.0, 0]))
+    aggregator.hold(b"a", np.array([-9.0, 0]))  # thought again: it does not count
     aggregator.hold(b"b", np.array([1.0, 2.0]))
     assert sorted(aggregator.close_round()) == [b"a", b"b"]
     assert np.array_equal(aggregator.weights, [2, 1]) and aggregator.updates == 1
@@ -177,7 +211,7 @@ def test_closing_waits_for_a_thread_that_writes(tmp_path):
     brokerage = make_brokerage()
     for number in range(30):
         store = Store(tmp_path / f"{number}.db")
-        brokerage.lose_changes()
+        brokerage.lose_changes(brokerage.take_changes(0.0))
         changes = brokerage.take_changes(0.0)
         begun = threading.Event()
 
