@@ -208,10 +208,12 @@ ROUND_OPEN = _kind(
     "Waiting for the others of this round: {have} of {need} have answered.")
 NOT_PUBLISHED = _kind(
     "not-published", 404, EXIT_REFUSED,
-    "The model is not published yet; follow it with 'tormentor status'.")
+    "The model is not published yet; follow it with 'tormentor status ONION --watch'.")
 ENDED = _kind(
     "ended", 410, EXIT_REFUSED,
-    "Training has ended and the model is published; fetch it with 'tormentor fetch'.")
+    "Training has ended and the model is published; fetch it with 'tormentor fetch ONION'.")
+NOT_YET = _kind(
+    "not-yet", 404, EXIT_REFUSED, "The model is not published yet; follow it with '{command}'.")
 
 # -- we do not trust the other side ----------------------------------------------------------
 BAD_SIGNATURE = _kind(

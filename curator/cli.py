@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,6 +35,7 @@ from accord.messages import (
     Curate,
     Curated,
     SignedTask,
+    Status,
     decode,
     encode,
 )
@@ -44,15 +47,26 @@ from accord.problems import (
     MALFORMED,
     NOT_AN_ONION,
     NOT_FOUND,
+    NOT_PUBLISHED,
+    NOT_YET,
     OTHER_TASK,
     PeerProblem,
     Problem,
 )
 from accord.table import read_table
-from accord.task import sign, task_id
+from accord.task import Task, sign, task_id
 from curator.definition import curator_key, read_definition
-from curator.draft import draft
-from curator.watch import follow, get_from_model, get_status, progress, words
+from curator.draft import default_title, draft
+from curator.watch import (
+    follow,
+    get_from_model,
+    get_status,
+    one_answer,
+    progress,
+    useless,
+    words,
+    wrapped,
+)
 
 APPEAR: Final = 180.0
 """Seconds for a new onion to be found; on a slow day its descriptor takes two minutes."""
@@ -73,6 +87,8 @@ _file = click.Path(path_type=Path)
 @click.option("--init", metavar="DATA.csv", type=_file,
               help="Write a commented task file for this table instead.")
 @click.option("--target", metavar="COLUMN", help="With --init: the answer.  [the last column]")
+@click.option("--title", metavar="TEXT",
+              help="With --init: what the task is called; everyone who is asked to join reads it.")
 @click.option("--output", metavar="FILE", type=_file,
               help="Where the model, or with --init the task, is written.")
 @json_option
@@ -80,8 +96,8 @@ _file = click.Path(path_type=Path)
 @tor_options
 async def curate(
     *, task: Path | None, validation: Path | None, broker: str | None, key: Path | None,
-    watch: bool, init: Path | None, target: str | None, output: Path | None, as_json: bool,
-    state: Path, tor: TorOptions,
+    watch: bool, init: Path | None, target: str | None, title: str | None, output: Path | None,
+    as_json: bool, state: Path, tor: TorOptions,
 ) -> None:
     """Define a task and hand it to a broker.
 
@@ -94,31 +110,28 @@ async def curate(
       tormentor curate task.toml --validation rows.csv --broker ADDRESS.onion
     """
     if init is not None:
-        mixed = {"TASK.toml": task, "--validation": validation, "--broker": broker,
-                 "--key": key, "--watch": watch or None}
-        for name, value in mixed.items():
-            if value is not None:
-                raise Problem(BAD_OPTION, option=name, what="does not go with --init")
-        _init(init, target, output or Path(f"{init.stem}.toml"), as_json)
+        _none_of({"TASK.toml": task, "--validation": validation, "--broker": broker,
+                  "--key": key, "--watch": watch or None},
+                 "does not go with --init", "do not go with --init")
+        _init(init, target, title, output or Path(f"{init.stem}.toml"), as_json)
         return
-    if task is None:
-        raise Problem(BAD_OPTION, option="TASK.toml",
-                      what="is missing; write one with 'tormentor curate --init DATA.csv'")
-    if target is not None:
-        raise Problem(BAD_OPTION, option="--target", what="goes with --init only")
+    _none_of({"--target": target, "--title": title},
+             "goes with --init only", "go with --init only")
     if output is not None and not watch:
         raise Problem(BAD_OPTION, option="--output", what="goes with --watch or --init only")
-    for name, given in (("--validation", validation), ("--broker", broker)):
-        if given is None:
-            raise Problem(BAD_OPTION, option=name, what="is missing")
-    assert validation is not None and broker is not None
-    order = _order(task, validation, broker, state, key)
+    if task is None or validation is None or broker is None:
+        needed = {"TASK.toml": task, "--validation": validation, "--broker": broker}
+        missing = [name for name, value in needed.items() if value is None]
+        hint = "" if task else "; write a task with 'tormentor curate --init DATA.csv'"
+        raise Problem(BAD_OPTION, option=_listed(missing),
+                      what=("is" if len(missing) == 1 else "are") + f" missing{hint}")
+    order = _order(task, validation, broker, state, key, _without_tor(tor))
     if output is not None:
         _check_place(output)
     async with route(tor, state) as way:
         async with circuit(way, order.broker) as desk:
             onion = await _hand_over(desk, order)
-        say(f"The broker has the task. The model's address is {onion}")
+        say(wrapped(f"The broker has the task. The model's address is {onion}"))
         async with circuit(way, onion) as model_circuit:
             await _appear(model_circuit, order.signed)
             told = {"onion": onion, "task": task_id(order.signed),
@@ -130,9 +143,29 @@ async def curate(
                 say(_invitation(told))
             else:
                 result(told, False, lambda: _invitation(told))
-            await follow(model_circuit)
-            model, saved = await _fetch(model_circuit, output)
-    result(told | _described(model, saved), as_json, lambda: _saved_words(model, saved))
+            last = await follow(model_circuit)
+            fetched = await _fetch(model_circuit, output, last, _without_tor(tor))
+    fetched.tell(as_json, told)
+
+
+def _none_of(options: dict[str, object], one: str, many: str) -> None:
+    """Refuse, in one sentence, all options that were given and do not fit."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise Problem(BAD_OPTION, option=_listed(given), what=one if len(given) == 1 else many)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+
+
+def _without_tor(tor: TorOptions) -> str:
+    """What another command needs to get by the same way to the same broker: options that say
+    where it is, not those that say which tor of this machine is used."""
+    if tor.direct is None:
+        return ""
+    host, port = tor.direct
+    return f" --tor none --direct {host}:{port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +176,21 @@ class _Order:
     signed: SignedTask
     body: bytes
     clients: int
+    way: str
 
     def join(self, onion: str) -> str:
         """What somebody types to take part."""
         return (f"tormentor join {onion} --curator {self.signed.curator.hex()} --data YOUR.csv "
-                f"--epsilon 1 --min-clients {self.clients}")
+                f"--epsilon 1 --min-clients {self.clients}{self.way}")
 
 
-def _order(path: Path, validation: Path, broker: str, state: Path, key: Path | None) -> _Order:
+def _order(
+    path: Path, validation: Path, broker: str, state: Path, key: Path | None, way: str
+) -> _Order:
     """Check everything that can be checked here, before anybody is spoken to."""
     address = check_onion(broker)
     task = read_definition(path)
+    _warn_of_silence(task, path)
     rows, labels = task.data.encode(read_table(validation), str(validation))
     if rows.size * 4 + len(labels) + TASK_LIMIT + SMALL_LIMIT > VALIDATION_LIMIT:
         most = (VALIDATION_LIMIT - TASK_LIMIT - SMALL_LIMIT) // (4 * task.dimension + 1)
@@ -166,7 +203,18 @@ def _order(path: Path, validation: Path, broker: str, state: Path, key: Path | N
         rows=np.ascontiguousarray(rows, dtype="<f4").tobytes(),
         labels=labels.astype(np.uint8).tobytes(),
     ))
-    return _Order(address, signed, body, task.clients.minimum)
+    return _Order(address, signed, body, task.clients.minimum, way)
+
+
+def _warn_of_silence(task: Task, path: Path) -> None:
+    """Warn of a task that does not say what it is for."""
+    bare = []
+    if task.title == default_title(task.data.target):
+        bare.append(f"the title is still the drafted one, '{plain(task.title)}'")
+    if not task.description.strip():
+        bare.append("the description is empty")
+    if bare:
+        warn(wrapped(f"In {path} {_listed(bare)}. People who are asked to join read only this."))
 
 
 async def _hand_over(desk: Circuit, order: _Order) -> str:
@@ -202,17 +250,19 @@ def _invitation(told: dict[str, str]) -> str:
             f"Those who take part type:\n  {told['join']}")
 
 
-def _init(table: Path, target: str | None, output: Path, as_json: bool) -> None:
+def _init(
+    table: Path, target: str | None, title: str | None, output: Path, as_json: bool
+) -> None:
     if output.exists():
         raise Problem(BAD_OPTION, option=f"--output {output}",
                       what="exists and is not overwritten; name another file")
-    made = draft(read_table(table), table, target)
+    made = draft(read_table(table), table, target, title)
     write_whole(output, made.text.encode())
     for note in made.notes:
-        warn(plain(note))
-    result({"task": str(output), "notes": made.notes}, as_json,
-           f"Wrote {output}. Read it, correct it, and hand it to a broker with\n"
-           f"  tormentor curate {output} --validation ROWS.csv --broker ONION")
+        warn(wrapped(plain(note)))
+    result({"task": str(output), "notes": made.notes}, as_json, wrapped(
+        f"Wrote {output}. Read it, correct it, and hand it to a broker with\n"
+        f"  tormentor curate {shlex.quote(str(output))} --validation ROWS.csv --broker ONION"))
 
 
 # -- status ----------------------------------------------------------------------------------
@@ -261,31 +311,61 @@ async def fetch(
     if output is not None:
         _check_place(output)
     async with route(tor, state) as way, circuit(way, address) as model_circuit:
-        model, saved = await _fetch(model_circuit, output)
-    result(_described(model, saved), as_json, lambda: _saved_words(model, saved))
+        say("Fetching the model ...")
+        last = await get_status(model_circuit)
+        fetched = await _fetch(model_circuit, output, last, _without_tor(tor))
+    fetched.tell(as_json, {})
 
 
-async def _fetch(model_circuit: Circuit, output: Path | None) -> tuple[Model, Path]:
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """A model that was fetched, verified and saved; and its last status, which nobody signed."""
+
+    model: Model
+    saved: Path
+    status: Status
+
+    def tell(self, as_json: bool, more: dict[str, str]) -> None:
+        """The command's result."""
+        if warning := useless(self.status):
+            warn(warning)
+        model, status = self.model, self.status
+        result({
+            **more, "onion": model.onion, "model": str(self.saved),
+            "curator": model.signed.curator.hex(), "updates": model.updates,
+            "ended": model.ended, "error": status.error, "best_error": status.best_error,
+            "baseline": status.baseline,
+        }, as_json, self._words)
+
+    def _words(self) -> str:
+        title = plain(self.model.task.title).replace("\n", " ")
+        lines = [f"Saved {self.saved}: '{title}', {self.model.updates:,} updates."]
+        if self.status.error is not None:
+            lines.append(f"It errs on {self.status.error:.1%} of the validation rows; "
+                         f"{one_answer(self.status)}.")
+        lines += [f"Signed by {self.model.onion},",
+                  f"for curator {self.model.signed.curator.hex()}.",
+                  "Apply it with:",
+                  f"  tormentor predict {shlex.quote(str(self.saved))} --data YOUR.csv"]
+        return wrapped("\n".join(lines))
+
+
+async def _fetch(
+    model_circuit: Circuit, output: Path | None, status: Status, way: str
+) -> _Fetched:
     """Fetch, verify and only then save a model."""
     onion = model_circuit.onion
-    say("Fetching the model ...")
-    raw = await get_from_model(model_circuit, "/model", MODEL_LIMIT)
+    try:
+        raw = await get_from_model(model_circuit, "/model", MODEL_LIMIT)
+    except Problem as problem:
+        if problem.kind is not NOT_PUBLISHED:
+            raise
+        command = f"tormentor status {onion} --watch{way}"
+        raise Problem(NOT_YET, command=command) from None
     model = read_model(raw, f"{onion}/model", onion)
     path = output or Path(f"model-{onion[:16]}.safetensors")
     write_whole(path, raw)
-    return model, path
-
-
-def _described(model: Model, saved: Path) -> dict[str, object]:
-    return {"onion": model.onion, "model": str(saved), "curator": model.signed.curator.hex(),
-            "updates": model.updates, "ended": model.ended}
-
-
-def _saved_words(model: Model, saved: Path) -> str:
-    title = plain(model.task.title).replace("\n", " ")
-    return (f"Saved {saved}: '{title}', {model.updates:,} updates.\n"
-            f"Signed by {model.onion} for the task of curator {model.signed.curator.hex()}.\n"
-            f"Apply it with: tormentor predict {saved} --data YOUR.csv")
+    return _Fetched(model, path, status)
 
 
 def _check_place(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import fcntl
 import os
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +31,7 @@ _SEED_BYTES: Final = 32
 _KEY_LIMIT: Final = 4_096
 _FILE_LIMIT: Final = 4 * TASK_LIMIT
 """Largest task file, in bytes: its comments and blanks are not in the task."""
+_QUOTED: Final = 60
 
 
 # -- the task file ---------------------------------------------------------------------------
@@ -57,15 +59,27 @@ class _Wrong(Exception):
 
 
 def _toml(raw: bytes) -> dict[str, Any]:
+    text = ""
     try:
-        return tomllib.loads(raw.decode("utf-8-sig"))
+        text = raw.decode("utf-8-sig")
+        return tomllib.loads(text)
     except UnicodeDecodeError:
         raise _Wrong("it is not text in UTF-8") from None
     except RecursionError:
         raise _Wrong("it is nested too deeply") from None
     except ValueError as error:
-        text = str(error)
-        raise _Wrong(f"it is not TOML: {text[:1].lower()}{text[1:]}") from None
+        said = str(error)
+        raise _Wrong(
+            f"it is not TOML: {said[:1].lower()}{said[1:]}{_quoted(text, said)}") from None
+
+
+def _quoted(text: str, said: str) -> str:
+    """The line that a parser complains of, if it names one."""
+    found = re.search(r"\(at line (\d+)", said)
+    if found is None:
+        return ""
+    line = text.split("\n")[int(found[1]) - 1].strip()
+    return f", which is {_shown(line, _QUOTED)}" if line else ""
 
 
 def _task(table: dict[str, Any]) -> Task:
@@ -164,11 +178,11 @@ def _length(least: int | None, most: int | None, unit: str) -> str:
     return f", {' and '.join(limits)} {unit}" if limits else ""
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, letters: int = 40) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return f"'{value[:40]}{'...' if len(value) > 40 else ''}'"
+        return f"'{value[:letters]}{'...' if len(value) > letters else ''}'"
     if isinstance(value, (int, float)):
         return f"{value:.12g}" if isinstance(value, float) or abs(value) < 10**12 else "too large"
     if isinstance(value, dict):

@@ -28,6 +28,9 @@ from curator.definition import suggestion
 
 MAX_VALUES: Final = 50
 """A text column with more different values is no category, and is left out."""
+_FEW: Final = 12
+"""A column of numbers with at most so many different whole ones may be a category."""
+_TITLE_LETTERS: Final = 200
 _NAME_LETTERS: Final = 100
 _HUGE: Final = 1e100
 _TAIL: Final = 5.0
@@ -97,18 +100,26 @@ class _LeftOut(Exception):
     """Why a column cannot be learnt from."""
 
 
-def draft(columns: Columns, path: Path, target: str | None) -> Draft:
+def draft(columns: Columns, path: Path, target: str | None, title: str | None = None) -> Draft:
     """Write a task file for a table.
 
     Args:
         columns: its cells by column name.
-        path: for titles and problems.
+        path: for problems.
         target: the column that holds the answer; without, the last.
+        title: of the task; without, :func:`default_title`.
 
     Raises:
         Problem: ``BAD_OPTION`` for a target that is not there or not a yes-or-no answer,
-            ``ONE_CLASS``, and ``BAD_TABLE`` when no column can be used.
+            or for a title that is none, ``ONE_CLASS``, and ``BAD_TABLE`` for a second header or
+            when no column can be used.
     """
+    if title is not None and not (0 < len(title) <= _TITLE_LETTERS and title.isprintable()):
+        raise Problem(BAD_OPTION, option="--title",
+                      what=f"must be one line of 1 to {_TITLE_LETTERS} characters")
+    if _second_header(columns):
+        raise Problem(BAD_TABLE, path=path,
+                      why="line 2 looks like a second header; keep one of the two")
     answer = next(reversed(columns)) if target is None else target
     if answer not in columns:
         raise Problem(BAD_OPTION, option=f"--target {answer}",
@@ -125,7 +136,7 @@ def draft(columns: Columns, path: Path, target: str | None) -> Draft:
                 f"Column '{name[:40]}' is left out: {why}. Take it out of the data files too.")
     if len(used) < 2:
         raise Problem(BAD_TABLE, path=path, why="none of its columns can be learnt from")
-    lines = _head(path, answer, positive)
+    lines = _head(title or default_title(answer), answer, positive)
     for field in used:
         lines += ["", "[[data.fields]]", f"name = {_text(field.name)}", *field.lines]
     for name, meaning, defaults, comments in _SECTIONS:
@@ -133,19 +144,34 @@ def draft(columns: Columns, path: Path, target: str | None) -> Draft:
     return Draft("\n".join(lines) + "\n", notes)
 
 
-def _head(path: Path, answer: str, positive: str | None) -> list[str]:
+def default_title(target: str) -> str:
+    """What a task is called that its curator has not named."""
+    return f"Predict {target}"
+
+
+def _second_header(columns: Columns) -> bool:
+    """Whether the first row holds a word of its own in each column, and numbers follow in some."""
+    for first, *rest in columns.values():
+        if first in rest or first.strip().lower() in MISSING or _numbers([first]) is not None:
+            return False
+    return any(rest and _numbers(rest) is not None for _, *rest in columns.values())
+
+
+def _head(title: str, answer: str, positive: str | None) -> list[str]:
     lines = [
         "# A TorMentor task, drafted from a table. Everything in this file but its comments is",
         "# public: everyone who is asked to join reads it. Read it, change what is wrong, then:",
         "#   tormentor curate THIS.toml --validation ROWS.csv --broker ONION",
         "",
-        f"title = {_text(plain(path.stem)[:200])}",
+        f"title = {_text(title)}",
         'description = ""  # what the model is for, for the people who are asked to join',
         'objective = "logistic"  # what is learnt: a yes-or-no answer from a weighted sum',
         "",
         "# The columns that a file must have. The constants below (minimum, maximum, center and",
         "# scale: the mean and the standard deviation, rounded) derive from your own file and",
-        "# become public with the task; change them where that says too much.",
+        "# become public with the task; change them where that says too much. Ranges are wider",
+        "# than what you have, on purpose: they are there to find cells that cannot be right, and",
+        "# must not refuse the rows of others, which are unlike yours.",
         "[data]",
         f"target = {_text(answer)}  # the column that holds the answer",
     ]
@@ -178,7 +204,7 @@ def _target(
         raise Problem(ONE_CLASS, path=path, column=name, value=values[0])
     if {value.lower() for value in values} <= _BOOLEANS and _two_answers(values):
         return _Column(name, ['type = "boolean"']), None
-    if len(values) != 2 or max(map(len, values)) > _NAME_LETTERS or not 0 < len(name) <= 100:
+    if len(values) != 2 or not all(map(_is_name, (name, *values))):
         raise Problem(BAD_OPTION, option=f"--target {name}",
                       what=f"has {len(values)} different values in {path} and an answer has "
                       "two; name the column that holds a yes-or-no answer")
@@ -199,8 +225,8 @@ def _feature(name: str, cells: Sequence[str], notes: list[str]) -> _Column:
         _LeftOut: when it cannot be.
     """
     present = [text for cell in cells if (text := cell.strip()).lower() not in MISSING]
-    if not 0 < len(name) <= _NAME_LETTERS:
-        raise _LeftOut("its name is empty or too long")
+    if not _is_name(name):
+        raise _LeftOut("its name is empty, too long or not printable")
     if not present:
         raise _LeftOut("it is empty")
     numbers = _numbers(present)
@@ -214,19 +240,35 @@ def _feature(name: str, cells: Sequence[str], notes: list[str]) -> _Column:
         if np.abs(numbers).max() > _HUGE:
             raise _LeftOut("its numbers are too large")
         whole = all(value.removeprefix("-").isdigit() for value in values)
-        lines = [f'type = "{"integer" if whole else "number"}"', *_range(numbers)]
         if whole and len(numbers) > 2 and bool((np.diff(numbers) == 1).all()):
-            notes.append(f"Column '{name}' seems to number the rows: take it out if it does.")
+            raise _LeftOut("it only numbers the rows")
+        lines = [f'type = "{"integer" if whole else "number"}"', *_range(numbers)]
+        if 2 <= len(values) <= _FEW and 2 * len(values) <= len(numbers) and bool(
+                (numbers == numbers.round()).all()):
+            lines += _perhaps_category(sorted(values, key=float))
     elif len(values) > MAX_VALUES:
         raise _LeftOut(f"it has {len(values):,} different texts")
     elif len(values) < 2:
         raise _LeftOut("it is the same in every row")
-    elif max(map(len, values)) > _NAME_LETTERS:
-        raise _LeftOut("its texts are too long for categories")
+    elif not all(map(_is_name, values)):
+        raise _LeftOut("its texts are too long for categories, or not printable")
     else:
         lines = _strings(values)
     _note_missing(name, len(cells) - len(present), notes)
     return _Column(name, lines)
+
+
+def _perhaps_category(values: Sequence[str]) -> list[str]:
+    """Comments that say how to make a column of few numbers a category."""
+    return [f"# It has {len(values)} different values. If they name kinds and are no amounts, put",
+            "# these two lines in place of type, constraints, center and scale, with every value",
+            "# that others may have:",
+            *(f"#   {line}" for line in _strings(values))]
+
+
+def _is_name(text: str) -> bool:
+    """Whether a task may name a column or a category so."""
+    return 0 < len(text) <= _NAME_LETTERS and text.isprintable()
 
 
 def _note_missing(name: str, count: int, notes: list[str]) -> None:

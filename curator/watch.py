@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import textwrap
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import pairwise
@@ -25,6 +26,8 @@ RECONNECT: Final = 300.0
 _ENDS: Final = ("published", "gone")
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _WIDTH: Final = 40
+_COLUMNS: Final = 80
+"""Of prose; a command is one line however long it is, so that it can be copied."""
 _PHASES: Final = {
     "waiting": "waiting for the first client",
     "gathering": "gathering clients; training has not begun",
@@ -38,6 +41,7 @@ _REASONS: Final = {
     "target-error": "the target error was reached",
     "patience": "it stopped getting better",
     "deadline": "its time was up",
+    "max-pause": "it paused too long: clients had gone",
 }
 
 
@@ -86,19 +90,20 @@ async def follow(circuit: Circuit, patience: float = RECONNECT) -> Status:
     console = Console(stderr=True, markup=False, highlight=False)
     live = Live(console=console, auto_refresh=False) if sys.stderr.isatty() else None
 
-    def show(text: str) -> None:
+    def show(block: str, log: str, more: str = "") -> None:
         nonlocal said
         if live is not None:
-            live.update(Text(text), refresh=True)
-        elif text != said:
-            say(text)
-            said = text
+            live.update(Text(block), refresh=True)
+        elif log != said:
+            say(log + more)
+            said = log
 
     async def look() -> Status:
         return await get_status(circuit)
 
     def away(why: str) -> None:
-        show(f"The broker is away ({why}); trying for {patience:.0f} s to reach it again.")
+        text = f"The broker is away ({why}); trying for {patience:.0f} s to reach it again."
+        show(text, wrapped(text))
 
     with live or nullcontext():
         while True:
@@ -110,7 +115,8 @@ async def follow(circuit: Circuit, patience: float = RECONNECT) -> Status:
                 raise Problem(LOST, address=circuit.onion, seconds=round(patience)) from None
             if status.error is not None:
                 errors.append(status.error)
-            show(words(status, errors) if live is not None else line(status))
+            end = ending(status)
+            show(words(status, errors), line(status), f"; ends {end}" if end else "")
             if status.phase in _ENDS:
                 return status
             await asyncio.sleep(POLL)
@@ -118,7 +124,8 @@ async def follow(circuit: Circuit, patience: float = RECONNECT) -> Status:
 
 def line(status: Status) -> str:
     """A status in one line, for a log: the same while nothing has changed."""
-    error = "" if status.error is None else f", error {status.error:.1%}"
+    error = "" if status.error is None else (
+        f", error {status.error:.1%} (always one answer: {status.baseline:.1%})")
     return (f"{status.phase}: {status.clients} of {status.needed} clients, "
             f"{status.updates} of {status.max_updates} updates{error}")
 
@@ -139,14 +146,49 @@ def words(status: Status, errors: list[float] | None = None) -> str:
         ("Clients", f"{status.clients} active, {status.needed} needed"),
         ("Updates", f"{status.updates:,} of {status.max_updates:,}"),
     ]
+    if end := ending(status):
+        lines.append(("Ends", end))
     if status.error is not None:
         best = "" if status.best_error is None else f", the lowest so far {status.best_error:.1%}"
         lines.append(("Error", f"{status.error:.1%} of the validation rows are wrong{best}"))
+        lines.append(("", one_answer(status)))
     if errors and len(errors) > 1:
         lines.append(("", sparkline(errors)))
     if status.rounds:
         lines.append(("Rounds", f"{status.rounds:,} completed; strikes given: {status.strikes:,}"))
-    return "\n".join([lines[0][0], *(f"  {name:<8} {text}" for name, text in lines[1:])])
+    told = [lines[0][0], *(f"  {name:<8} {text}" for name, text in lines[1:])]
+    return "\n".join([*told, useless(status)]).rstrip()
+
+
+def ending(status: Status) -> str:
+    """When a training ends that nobody ends before; empty when it has."""
+    if status.phase in _ENDS:
+        return ""
+    time = duration(status.left)
+    if status.phase == "paused":
+        return f"in {time} unless clients come back"
+    return f"at the latest in {time}"
+
+
+def one_answer(status: Status) -> str:
+    """What a model's error is to be compared with."""
+    return f"always saying one answer errs {status.baseline:.1%}"
+
+
+def useless(status: Status) -> str:
+    """A warning about a model that has learnt nothing from its updates, or nothing."""
+    if not status.updates or status.best_error is None or status.best_error < status.baseline:
+        return ""
+    model = "The model" if status.phase in _ENDS else "So far the model"
+    return f"{model} is no better than always giving one answer."
+
+
+def wrapped(text: str) -> str:
+    """Prose in lines of 80 columns, broken between words; what is indented stays as it is."""
+    return "\n".join(
+        line if line.startswith(" ") else textwrap.fill(
+            line, _COLUMNS, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n"))
 
 
 def sparkline(values: list[float], width: int = _WIDTH) -> str:
@@ -161,7 +203,7 @@ def sparkline(values: list[float], width: int = _WIDTH) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units."""
+    """A time in its two largest units, or in its largest where that is enough to plan with."""
     whole = round(seconds)
     units: tuple[tuple[int, str], ...] = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
     parts: list[str] = []
@@ -169,6 +211,8 @@ def duration(seconds: float) -> str:
         count, whole = divmod(whole, size)
         if count or parts:
             parts.append(f"{count} {unit}")
+        if count > 9 and len(parts) == 1:
+            break
     return " ".join(parts[:2]) or "0 s"
 
 
@@ -179,7 +223,7 @@ def progress(text: str) -> Callable[[str], None]:
     def note(why: str) -> None:
         nonlocal told
         if not told:
-            say(f"{text} ({why}) ...")
+            say(wrapped(f"{text} ({why}) ..."))
         told = True
 
     return note

@@ -10,6 +10,8 @@ import click
 from accord.console import command, json_option, result, say, state_option, tor_progress
 from accord.problems import EXIT_BUG, NO_LAB, Problem
 
+NONE = "No network here; start one with: tormentor lab up"
+
 
 @click.group("lab")
 def lab() -> None:
@@ -54,7 +56,7 @@ async def up(ports: int, state: Path, as_json: bool) -> None:
 @json_option
 @command
 async def down(state: Path, as_json: bool) -> None:
-    """Stop the private Tor network.
+    """Stop the private Tor network and remove its keys, data and logs.
 
     \b
     Example:
@@ -63,9 +65,15 @@ async def down(state: Path, as_json: bool) -> None:
     from lab.tornet import TorNetwork
 
     network = TorNetwork(state / "network", detached=True)
+    there = network.directory.exists()
     running = sum(node.alive for node in network.status())
     await network.down()
-    result({"stopped": running}, as_json, f"{running} tor processes stopped.")
+    network.remove()
+    result({"stopped": running}, as_json, NONE if not there else (
+        f"{running} tor processes stopped; their keys, data and logs are removed from\n"
+        f"  {network.directory}\n"
+        "Commands that still use the network will stand still: stop them. Where you\n"
+        "exported TORMENTOR_TORRC, type:\n  unset TORMENTOR_TORRC"))
 
 
 @lab.command("status")
@@ -90,7 +98,7 @@ async def status(state: Path, as_json: bool) -> None:
         lines += [f"export TORMENTOR_TORRC={network.extra_torrc}",
                   *(f"--socks {s}" for s in socks)]
     result({"nodes": nodes, "torrc": str(network.extra_torrc), "socks": socks}, as_json,
-           "\n".join(lines))
+           "\n".join(lines) if network.directory.exists() else NONE)
 
 
 @lab.command("demo")

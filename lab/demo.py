@@ -37,6 +37,17 @@ STOPPING: Final = 8.0
 """Seconds that a command has to end by itself when the demo is stopped."""
 HOSPITAL_BUDGET: Final = 5000.0
 """No hospital stops early in the demo: the report states what was spent, whatever it is."""
+_CHILD: Final = """\
+import ctypes, os, runpy, signal, sys
+# Linux ends this process with its parent, even if that is killed (PR_SET_PDEATHSIG, prctl(2)).
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv.pop(1)):
+    sys.exit("the parent has gone already")
+runpy.run_module("tormentor", run_name="__main__", alter_sys=True)
+"""
+"""'python -m tormentor' that does not outlive who started it. It is the child itself that asks:
+asyncio's preexec_fn would run between fork and exec, where threads can make it hang."""
 
 
 @dataclass(slots=True)
@@ -229,7 +240,10 @@ async def _follow(command: Command, view: ClientView) -> None:
 
 
 class Command:
-    """One ``tormentor`` command in a process of its own; ended, if need be, on leaving."""
+    """One ``tormentor`` command in a process of its own; ended, if need be, on leaving.
+
+    On Linux it also ends with the thread that started it, however that ends.
+    """
 
     def __init__(self, log: Path, *arguments: object) -> None:
         self._log = log
@@ -241,8 +255,8 @@ class Command:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TORMENTOR_")}
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tormentor", *self._arguments, stdout=subprocess.PIPE,
-                stderr=log, stdin=subprocess.DEVNULL, env=environment,
+                sys.executable, "-c", _CHILD, str(os.getpid()), *self._arguments,
+                stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, env=environment,
                 # Ctrl-C is for the demo, which then ends its commands in order.
                 start_new_session=True)
         return self

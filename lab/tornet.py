@@ -224,10 +224,16 @@ class TorNetwork:
         return True
 
     def _clear(self) -> None:
+        self.remove()
         private_directory(self.directory)
+
+    def remove(self) -> None:
+        """Remove the keys, data and logs of a network that is down, and nothing else."""
         for name in (*self._names, "client"):
             shutil.rmtree(self.directory / name, ignore_errors=True)
         self.extra_torrc.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody's own files are in it, or it is not there
+            self.directory.rmdir()
 
     async def _authority_keys(self, program: Path, name: str, or_port: int, dir_port: int) -> str:
         """Make an authority's keys; the line by which the others know it."""

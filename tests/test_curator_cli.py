@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from curator_stand_in import (
     AWAY,
     DESK,
     MODEL,
+    ROWS,
     SEED,
     StandIn,
     curate,
@@ -63,7 +65,8 @@ def test_a_task_is_handed_over_and_its_address_printed(here: Path, broker: Stand
     key = order.task.curator.hex()
     assert result.stdout.splitlines() == [
         f"Model:   {MODEL}", f"Curator: {key}", "Those who take part type:",
-        f"  tormentor join {MODEL} --curator {key} --data YOUR.csv --epsilon 1 --min-clients 2"]
+        f"  tormentor join {MODEL} --curator {key} --data YOUR.csv --epsilon 1 --min-clients 2"
+        f" --tor none --direct 127.0.0.1:{broker.port}"]
     task = open_task(order.task, "test")
     assert task == read_definition(Path("task.toml"))
     rows, labels = task.data.encode(read_table(Path("rows.csv")), "rows")
@@ -191,8 +194,10 @@ def test_a_bad_key_is_told_before_anybody_is_asked(here: Path, broker: StandIn) 
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    ([], "TASK.toml is missing"), (["task.toml"], "--validation is missing"),
-    (["task.toml", "--validation", "rows.csv"], "--broker is missing"),
+    ([], "TASK.toml, --validation and --broker are missing; write a task with 'tormentor curate"),
+    (["--validation", "rows.csv", "--broker", DESK], "TASK.toml is missing; write a task"),
+    (["task.toml"], "--validation and --broker are missing."),
+    (["task.toml", "--validation", "rows.csv"], "--broker is missing."),
     (["task.toml", "--validation", "rows.csv", "--broker", "nobody.onion"],
      "'nobody.onion' is not a version 3 onion address"),
     (["task.toml", "--validation", "rows.csv", "--broker", DESK, "--target", "x"],
@@ -201,7 +206,13 @@ def test_a_bad_key_is_told_before_anybody_is_asked(here: Path, broker: StandIn) 
      "--output goes with --watch or --init only"),
     (["task.toml", "--init", "rows.csv"], "TASK.toml does not go with --init"),
     (["--init", "rows.csv", "--broker", DESK], "--broker does not go with --init"),
+    (["task.toml", "--target", "x", "--title", "y"],
+     "--target and --title go with --init only"),
     (["--init", "rows.csv", "--watch"], "--watch does not go with --init"),
+    (["task.toml", "--init", "rows.csv", "--watch", "--broker", DESK],
+     "TASK.toml, --broker and --watch do not go with --init"),
+    (["--init", "rows.csv", "--title", ""], "--title must be one line of 1 to 200 characters"),
+    (["--init", "rows.csv", "--title", "a\nb"], "--title must be one line"),
     (["--init", "rows.csv", "--target", "nothing"], "--target nothing is not a column"),
     (["--init", "rows.csv", "--output", "task.toml"], "exists and is not overwritten"),
 ])
@@ -242,3 +253,49 @@ def test_what_is_left_out_is_said(here: Path) -> None:
     result = run("curate", "--init", "odd.csv")
     assert "is left out: it has 60 different texts" in result.stderr
     assert [f.name for f in read_definition(Path("odd.toml")).data.features()] == ["age"]
+
+
+def test_a_draft_has_the_title_that_was_given_or_one_that_tells_no_file_name(here: Path) -> None:
+    Path("val.csv").write_text(Path("rows.csv").read_text())
+    run("curate", "--init", "val.csv")
+    assert read_definition(Path("val.toml")).title == "Predict sick"
+    run("curate", "--init", "val.csv", "--title", 'Sick or "well"?', "--output", "t.toml")
+    assert read_definition(Path("t.toml")).title == 'Sick or "well"?'
+
+
+@pytest.mark.parametrize(("title", "description", "said"), [
+    ("Predict sick", "", "the title is still the drafted one, 'Predict sick' and the description"),
+    ("Sick?", " ", "In task.toml the description is empty. People who are asked to join read only"),
+    ("Predict sick", "To find the sick.", "the title is still the drafted one"),
+    ("Sick?", "To find the sick.", ""),
+])
+def test_a_task_that_does_not_say_what_it_is_for_is_warned_of(
+    here: Path, broker: StandIn, title: str, description: str, said: str
+) -> None:
+    text = Path("task.toml").read_text()
+    Path("task.toml").write_text(text.replace('"Predict sick"', f'"{title}"').replace(
+        'description = ""', f'description = "{description}"'))
+    result = curate(broker)
+    assert result.exit_code == 0
+    flat = " ".join(result.stderr.split())
+    assert said in flat
+    assert ("People who are asked to join read only this." in flat) == bool(said)
+
+
+def test_two_headers_are_said(here: Path) -> None:
+    Path("two.csv").write_text(",X1,Y\nID,LIMIT_BAL,default\n1,20000,1\n2,30000,0\n")
+    said = sentence(run("curate", "--init", "two.csv", "--target", "Y"), 3)
+    assert "line 2 looks like a second header; keep one of the two." in said
+
+
+def test_prose_is_broken_between_words_and_commands_are_not(here: Path, broker: StandIn) -> None:
+    name = "a very long name of a table that somebody has given to it.csv"
+    Path(name).write_text(ROWS)
+    drafted = run("curate", "--init", name, "--output", name.replace("csv", "toml"))
+    handed = curate(broker, task=name.replace("csv", "toml"), rows=name)
+    for result in (drafted, handed):
+        assert result.exit_code == 0, result.output
+        for line in result.output.splitlines():
+            assert len(line) <= 80 or line.startswith(("  tormentor ", "WARNING: --tor none"))
+    command, = [line for line in drafted.stdout.splitlines() if line.startswith("  ")]
+    assert shlex.split(command)[2] == name.replace("csv", "toml")

@@ -22,7 +22,7 @@ from accord.problems import BAD_KEY, BAD_OPTION, BAD_TABLE, BAD_TASK, NO_FILE, O
 from accord.table import read_table
 from accord.task import Clients, Puzzles, Task, Training, Validation
 from curator.definition import curator_key, read_definition, read_key, suggestion
-from curator.draft import _SECTIONS, constants, draft
+from curator.draft import _SECTIONS, _second_header, constants, draft
 
 HERE = Path(__file__).resolve().parent.parent
 GOOD = """
@@ -124,7 +124,9 @@ def test_a_good_task(tmp_path: Path, text: str) -> None:
     ('["Oslo", "Lima"]', "[1, 2]", "constraints.enum is a list and must be a list of texts"),
     ('["Oslo", "Lima"]', '"Oslo"', "constraints.enum is 'Oslo' and must be a list of texts"),
     ("[[data.fields]]", "[data.fields]", "not TOML"),
-    ("step = 2", "step = ", "not TOML: invalid value (at line 17, column 8)"),
+    ("step = 2", "step = ", "not TOML: invalid value (at line 17, column 8), which is 'step ='"),
+    ("step = 2", "  step = 2 3 " + "x" * 99,
+     "which is 'step = 2 3 " + "x" * 49 + "...'"),
     ("step = 2", "step = 2\nstep = 3", "not TOML: cannot overwrite a value"),
 ])
 def test_what_is_wrong_is_said_with_its_place(
@@ -234,7 +236,7 @@ COLUMNS = {
 
 def test_types_are_guessed_from_cells(tmp_path: Path) -> None:
     task, notes, _ = drafted(tmp_path, COLUMNS)
-    assert task.title == "my rows"
+    assert task.title == "Predict sick"
     assert notes == []
     assert {f.name: f.type for f in task.data.fields} == {
         "income": "number", "age": "integer", "smoker": "boolean", "member": "boolean",
@@ -321,11 +323,46 @@ def test_what_cannot_be_learnt_from_is_left_out_and_said(tmp_path: Path) -> None
         "huge": ["1e300", "-1e300"] * 30, "long": ["a" * 200, "b"] * 30,
         "gaps": ["1.5", ""] * 30, "id": [str(i) for i in range(n)], "sick": ["0", "1"] * 30,
     })
-    assert [f.name for f in task.data.features()] == ["gaps", "id"]
+    assert [f.name for f in task.data.features()] == ["gaps"]
     assert len(notes) == 9
-    assert sum("is left out" in note for note in notes) == 7
+    assert sum("is left out" in note for note in notes) == 8
     assert any("'gaps' has 30 empty cells" in note for note in notes)
-    assert any("'id' seems to number the rows" in note for note in notes)
+    assert ("Column 'id' is left out: it only numbers the rows. Take it out of the data files too."
+            in notes)
+
+
+def test_few_whole_numbers_may_be_a_category(tmp_path: Path) -> None:
+    few = {"school": ["10", "2", "1", "2"] * 6, "grade": ["1.0", "2.0"] * 12,
+           "income": [str(i * i) for i in range(24)], "share": ["0.5", "0.25"] * 12,
+           "same": ["3"] * 24, "sick": ["0", "1"] * 12}
+    task, _, text = drafted(tmp_path, few)
+    assert "# It has 3 different values." in text
+    assert text.count("different values. If they name kinds") == 2
+    lines = text.splitlines()
+    start = lines.index('name = "school"')
+    assert lines[start + 5].startswith("# It has 3 different values.")
+    advised = [line.removeprefix("#   ") for line in lines[start + 8 : start + 10]]
+    lines[start + 1 : start + 10] = advised
+    changed = read_definition(written(tmp_path, "\n".join(lines)))
+    school = next(f for f in changed.data.fields if f.name == "school")
+    assert (school.type, school.constraints.enum) == ("string", ("1", "2", "10"))
+    assert changed.dimension == task.dimension + 1
+
+
+def test_it_is_said_why_ranges_are_wide(tmp_path: Path) -> None:
+    assert "# must not refuse the rows of others" in drafted(tmp_path, COLUMNS)[2]
+
+
+@pytest.mark.parametrize(("columns", "second"), [
+    ({"": ["ID", "1", "2"], "Y": ["default", "1", "0"]}, True),
+    ({"a": ["age", "1", "2"], "b": ["sick", "yes", "no"]}, True),
+    ({"a": ["old", "1", "2"], "sick": ["yes", "yes", "no"]}, False),
+    ({"a": ["old", "1", "2"], "sick": ["1", "1", "0"]}, False),
+    ({"town": ["Oslo", "Lima"], "sick": ["yes", "no"]}, False),
+    ({"a": ["NA", "1", "2"], "sick": ["yes", "no", "no"]}, False),
+])
+def test_a_second_header(columns: dict[str, list[str]], second: bool) -> None:
+    assert _second_header(columns) == second
 
 
 def test_constants_are_rounded_outwards_and_say_little() -> None:

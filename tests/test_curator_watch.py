@@ -81,6 +81,8 @@ def test_a_training_is_followed_to_its_model(
     result = curate(broker, "--watch", "--output", "m.safetensors", *["--json"] * as_json)
     assert result.exit_code == 0, result.output
     assert "training: 3 of 2 clients, 20 of 1000 updates, error 25.0%" in result.stderr
+    assert "error 25.0% (always one answer: 40.0%); ends at the latest in 1 h 0 min" in (
+        result.stderr)
     assert "30 of 1000 updates, error 12.5%" in result.stderr
     assert "The broker is away" in result.stderr
     model = read_model(Path("m.safetensors").read_bytes(), "m", MODEL)
@@ -91,7 +93,9 @@ def test_a_training_is_followed_to_its_model(
         assert told["join"].startswith("tormentor join")
         assert "tormentor join" in result.stderr
     else:
-        assert "Saved m.safetensors: 'rows', 7 updates." in result.stdout
+        assert "Saved m.safetensors: 'Predict sick', 7 updates." in result.stdout
+        assert "It errs on 25.0% of the validation rows; always saying one answer errs 40.0%" in (
+            " ".join(result.stdout.split()))
 
 
 async def test_a_broker_that_stays_away_is_lost(broker: StandIn) -> None:
@@ -112,10 +116,45 @@ def test_a_status_in_words(here: Path, broker: StandIn) -> None:
         "  Phase    training, for 1 min 15 s",
         "  Clients  3 active, 2 needed",
         "  Updates  10 of 1,000",
+        "  Ends     at the latest in 1 h 0 min",
         "  Error    25.0% of the validation rows are wrong, the lowest so far 20.0%",
+        "           always saying one answer errs 40.0%",
         "  Rounds   4 completed; strikes given: 1",
     ]
     assert not (here / "state").exists()
+
+
+NO_BETTER = "odel is no better than always giving one answer."
+
+
+def test_a_model_that_is_no_better_than_one_answer_is_warned_of(
+    here: Path, broker: StandIn, signed: SignedTask
+) -> None:
+    def told(**changes: Any) -> str:
+        broker.answers["GET /status"] = encode(status(**changes))
+        return run("status", MODEL, *direct(broker.port)).stdout
+
+    assert f"So far the m{NO_BETTER}" in told(best_error=0.4).splitlines()
+    assert NO_BETTER not in told(best_error=0.39)
+    assert NO_BETTER not in told(updates=0, error=0.6, best_error=0.6)
+    assert NO_BETTER not in told(error=None, best_error=None)
+    broker.publish(signed)
+    assert f"The m{NO_BETTER}" in told(phase="published", best_error=0.5).splitlines()
+    fetched = run("fetch", MODEL, *direct(broker.port))
+    assert f"The m{NO_BETTER}" in fetched.stderr.splitlines()
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"phase": "paused", "left": 3570.0}, "  Ends     in 59 min unless clients come back"),
+    ({"left": 23.5 * 3600}, "  Ends     at the latest in 23 h"),
+    ({"phase": "waiting", "error": None}, "  Ends     at the latest in 1 h 0 min"),
+    ({"phase": "published", "left": 0.0, "ended": "max-pause"},
+     "  Phase    published (it paused too long: clients had gone), for 1 min 15 s"),
+])
+def test_time_left_and_why_it_ended(changes: dict[str, Any], said: str) -> None:
+    lines = watch.words(status(**changes)).splitlines()
+    assert said in lines
+    assert sum(line.startswith("  Ends") for line in lines) == ("Ends" in said)
 
 
 def test_a_status_for_a_machine(here: Path, broker: StandIn) -> None:
@@ -158,8 +197,8 @@ def test_what_a_model_may_answer(
 
 
 def test_durations() -> None:
-    assert [watch.duration(s) for s in (0, 59.4, 60, 3_725, 90_061)] == [
-        "0 s", "59 s", "1 min 0 s", "1 h 2 min", "1 d 1 h"]
+    assert [watch.duration(s) for s in (0, 59.4, 60, 3_599, 3_725, 86_399, 90_061)] == [
+        "0 s", "59 s", "1 min 0 s", "59 min", "1 h 2 min", "23 h", "1 d 1 h"]
 
 
 def test_sparklines() -> None:
@@ -184,11 +223,12 @@ def test_a_model_is_fetched_verified_and_saved(
     path = here / f"model-{MODEL[:16]}.safetensors"
     assert path.read_bytes() == raw
     assert path.stat().st_mode & 0o777 == 0o644
-    assert f"Signed by {MODEL} for the task of curator {signed.curator.hex()}" in result.stdout
+    assert f"Signed by {MODEL},\nfor curator {signed.curator.hex()}." in result.stdout
+    assert result.stdout.splitlines()[-1] == f"  tormentor predict {path.name} --data YOUR.csv"
     result = run("fetch", MODEL, "--output", "m", "--json", *direct(broker.port))
     assert json.loads(result.stdout) == {
         "onion": MODEL, "model": "m", "curator": signed.curator.hex(), "updates": 7,
-        "ended": "patience"}
+        "ended": "patience", "error": 0.25, "best_error": 0.2, "baseline": 0.4}
     assert Path("m").read_bytes() == raw
 
 
@@ -196,7 +236,8 @@ def test_too_early(here: Path, broker: StandIn) -> None:
     before = sorted(here.iterdir())
     broker.answers["GET /model"] = PeerProblem(NOT_PUBLISHED)
     said = sentence(run("fetch", MODEL, *direct(broker.port)), 7)
-    assert "not published yet; follow it with 'tormentor status'" in said
+    assert said.endswith(f"; follow it with 'tormentor status {MODEL} --watch --tor none "
+                         f"--direct 127.0.0.1:{broker.port}'.")
     assert sorted(here.iterdir()) == before
 
 
