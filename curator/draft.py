@@ -19,7 +19,6 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from accord.console import plain
 from accord.problems import BAD_OPTION, BAD_TABLE, ONE_CLASS, Problem
 from accord.schema import MISSING
 from accord.table import Columns
@@ -197,6 +196,8 @@ def _target(
     name: str, cells: Sequence[str], path: Path, notes: list[str]
 ) -> tuple[_Column, str | None]:
     """The target's column and, when its answers are words, the one that counts as yes."""
+    if not _is_name(name):
+        raise Problem(BAD_OPTION, option="--target", what="is empty, too long or not printable")
     present = [text for cell in cells if (text := cell.strip()).lower() not in MISSING]
     _note_missing(name, len(cells) - len(present), notes)
     values = sorted(set(present))
@@ -204,7 +205,7 @@ def _target(
         raise Problem(ONE_CLASS, path=path, column=name, value=values[0])
     if {value.lower() for value in values} <= _BOOLEANS and _two_answers(values):
         return _Column(name, ['type = "boolean"']), None
-    if len(values) != 2 or not all(map(_is_name, (name, *values))):
+    if len(values) != 2 or not all(map(_is_name, values)):
         raise Problem(BAD_OPTION, option=f"--target {name}",
                       what=f"has {len(values)} different values in {path} and an answer has "
                       "two; name the column that holds a yes-or-no answer")

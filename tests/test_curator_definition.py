@@ -306,6 +306,13 @@ def test_a_target_that_is_none(tmp_path: Path, target: str, said: str) -> None:
     assert said in caught.value.sentence
 
 
+@pytest.mark.parametrize("name", ["", "x" * 101, "a\nb"])
+def test_a_target_that_cannot_be_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Problem) as caught:
+        drafted(tmp_path, {"age": COLUMNS["age"], name: COLUMNS["sick"]})
+    assert caught.value.kind is BAD_OPTION
+
+
 def test_one_answer_and_no_column(tmp_path: Path) -> None:
     with pytest.raises(Problem) as caught:
         drafted(tmp_path, COLUMNS | {"sick": ["1"] * 6})
@@ -321,11 +328,12 @@ def test_what_cannot_be_learnt_from_is_left_out_and_said(tmp_path: Path) -> None
         "": [str(i) for i in range(n)], "name": [f"person {i}" for i in range(n)],
         "x" * 101: ["1", "2"] * 30, "empty": ["NA"] * n, "same": ["one"] * n,
         "huge": ["1e300", "-1e300"] * 30, "long": ["a" * 200, "b"] * 30,
-        "gaps": ["1.5", ""] * 30, "id": [str(i) for i in range(n)], "sick": ["0", "1"] * 30,
+        "odd": ["a\u202e", "b"] * 30, "gaps": ["1.5", ""] * 30,
+        "id": [str(i) for i in range(n)], "sick": ["0", "1"] * 30,
     })
     assert [f.name for f in task.data.features()] == ["gaps"]
-    assert len(notes) == 9
-    assert sum("is left out" in note for note in notes) == 8
+    assert len(notes) == 10
+    assert sum("is left out" in note for note in notes) == 9
     assert any("'gaps' has 30 empty cells" in note for note in notes)
     assert ("Column 'id' is left out: it only numbers the rows. Take it out of the data files too."
             in notes)
