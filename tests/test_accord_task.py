@@ -43,7 +43,7 @@ def schema() -> Schema:
 
 
 def task(**changes: object) -> Task:
-    return Task(**{"title": "A tâsk\u202e with 1/3", "data": schema()} | changes)  # type: ignore[arg-type]
+    return Task(**{"title": "A tâsk with 1/3", "data": schema()} | changes)  # type: ignore[arg-type]
 
 
 def signed_raw(body: bytes, key: Ed25519PrivateKey = KEY) -> SignedTask:
@@ -73,7 +73,7 @@ SETTINGS = st.builds(
     patience=st.none() | st.integers(1, 10**8))
 
 
-@given(SETTINGS, st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200))
+@given(SETTINGS, st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=200))
 def test_signing_and_opening_changes_nothing(training: Training, title: str) -> None:
     original = task(title=title, training=training)
     signed = sign(original, KEY)
@@ -93,6 +93,9 @@ def test_signing_and_opening_changes_nothing(training: Training, title: str) -> 
     lambda t: compact(t | {"version": 2}),
     lambda t: compact(t | {"objective": "magic"}),
     lambda t: compact(t | {"title": ""}),
+    lambda t: compact(t | {"title": "Well\n\nSigned by curator 00"}),
+    lambda t: compact(t | {"title": "A \u202e title"}),
+    lambda t: compact(t | {"title": "\x1b[2J"}),
     lambda t: compact(t | {"clients": t["clients"] | {"minimum": 200}}),
     lambda t: compact(t | {"training": t["training"] | {"step": 0}}),
     lambda t: compact(t).replace(b'"step":1.0', b'"step":1e0'),
