@@ -72,6 +72,11 @@ MANY_SESSIONS = _kind(
     "There are {count} unfinished sessions; say which with 'tormentor solve ONION' "
     "or --session FILE.")
 
+UNFINISHED = _kind(
+    "unfinished", 400, EXIT_USAGE,
+    "{path} is an unfinished session with another {what}; go on with '{command}', replace it by "
+    "saying --again, or keep a second one with --session FILE.")
+
 # -- data ------------------------------------------------------------------------------------
 NO_FILE = _kind("no-file", 400, EXIT_DATA, "Cannot read {path}: {why}; check the path.")
 EMPTY_FILE = _kind(
@@ -106,7 +111,7 @@ NO_LAB = _kind(
 DATA_CHANGED = _kind(
     "data-changed", 400, EXIT_DATA,
     "{path} is not the file this session was joined with; its privacy ledger would be wrong. "
-    "Put the file back, or join again.")
+    "Put the file back, or join with --again.")
 
 # -- tasks, models, keys ---------------------------------------------------------------------
 BAD_TASK = _kind("bad-task", 400, EXIT_TASK, "The task {path} is not right: {why}; edit it.")
@@ -114,6 +119,8 @@ BAD_MODEL = _kind(
     "bad-model", 400, EXIT_DISTRUST,
     "{path} is not a model that its address signed ({why}); do not use it, and fetch it "
     "again.")
+NO_MODEL = _kind(
+    "no-model", 400, EXIT_DISK, "Cannot read the model {path}: {why}; check the path.")
 BAD_KEY = _kind("bad-key", 400, EXIT_DISK, "{path} is not a usable key: {why}.")
 BAD_SESSION = _kind(
     "bad-session", 400, EXIT_DISK, "{path} is not a session file: {why}; join again.")
@@ -183,7 +190,7 @@ TASK_REFUSED = _kind(
     "again with 'tormentor curate'.")
 NOT_SOLVED = _kind(
     "not-solved", 403, EXIT_REFUSED,
-    "The puzzle is not solved, or too old; fetch a new one with 'tormentor join'.")
+    "The puzzle is not solved, or too old; 'tormentor solve' fetches a new one by itself.")
 K_TOO_LARGE = _kind(
     "k-too-large", 403, EXIT_REFUSED,
     "You ask for {k} clients and the task admits at most {maximum}; join with a smaller "
@@ -238,11 +245,11 @@ BAD_WEIGHTS = _kind(
 # -- privacy ---------------------------------------------------------------------------------
 BUDGET_SPENT = _kind(
     "budget-spent", 403, EXIT_BUDGET,
-    "The privacy budget is spent: epsilon {spent:.3g} of {budget:.3g} at delta {delta:g}; no "
+    "The privacy budget is spent: epsilon {spent} of {budget} at delta {delta:g}; no "
     "more updates are sent. Join with a larger --budget if your data's owners agree.")
 BUDGET_SMALL = _kind(
     "budget-small", 403, EXIT_BUDGET,
-    "One update alone would cost epsilon {first:.3g} and {left:.3g} of the budget is left; "
+    "One update alone would cost epsilon {first} and {left} of the budget is left; "
     "choose a smaller --epsilon, a smaller --batch, or a larger --budget.")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from accord import puzzle
-from accord.circuit import Circuit, Route, WebSocket, fresh_identity
+from accord.circuit import SLOWEST, Circuit, Route, WebSocket, fresh_identity
 from accord.files import write_whole
 from accord.messages import (
     TASK_LIMIT,
@@ -33,6 +34,7 @@ from accord.messages import (
     Welcome,
     decode,
     encode,
+    push_limit,
     turn_limit,
 )
 from accord.model_file import MODEL_LIMIT, Model, read_model
@@ -50,7 +52,19 @@ from accord.problems import (
 )
 from accord.task import task_id
 from client.budget import Ledger, epsilon_total
-from client.events import Admitted, Reconnecting, Solving, Spent, Told, Update, Waiting
+from client.events import (
+    Admitted,
+    Event,
+    Following,
+    Late,
+    Reconnecting,
+    Silent,
+    Solving,
+    Spent,
+    Told,
+    Update,
+    Waiting,
+)
 from client.noise import Release, generator
 from client.session import (
     BackOff,
@@ -69,6 +83,7 @@ STRETCH: Final = 1 << 14
 DOORS: Final = 5
 """How many admission puzzles are solved before the broker is believed to want none."""
 _TELL: Final = 0.5
+_SECOND: Final = 1.0
 _SHARE: Final = 10  # at most one part in so many of the time goes into counting the privacy spent
 _GOODBYE: Final = 2.0
 _FOREVER: Final = 1e7  # the conversation knows better how long to wait
@@ -123,7 +138,9 @@ class Agent:
         self._trainer = trainer
         self._ledger = ledger
         self._can_pay = can_pay
-        self._tell = tell
+        self._show = tell
+        self._told: Event | None = None
+        self._unanswered: float | None = None
         self._wait = wait
         self._pace = pace or Pace()
         self._dimension = trainer.task.dimension
@@ -140,17 +157,42 @@ class Agent:
         Raises:
             Problem: whatever ends it before.
         """
-        begin = self.session.outcome is None
-        if begin and not (self._can_pay() and await self._take_part()):
-            await self._keep(outcome="budget-spent")
-            self._tell(Spent())
-        if self.session.outcome == "budget-spent":
-            if not self._wait:
-                return "budget-spent"
-            await self._until_published()
-        await self._collect()
-        await self._keep(outcome="published")
-        return "published"
+        watch = asyncio.create_task(self._watch())
+        try:
+            begin = self.session.outcome is None
+            if begin and not (self._can_pay() and await self._take_part()):
+                await self._keep(outcome="budget-spent")
+            if self.session.outcome == "budget-spent":
+                spent = await asyncio.to_thread(self._ledger.total, self.session.delta)
+                self._tell(Spent(spent, self.session.budget))
+                if not self._wait:
+                    return "budget-spent"
+                await self._until_published()
+            await self._collect()
+            await self._keep(outcome="published")
+            return "published"
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    def _tell(self, event: Event) -> None:
+        """Tell it, unless it is what was told last."""
+        if event != self._told:
+            self._told = event
+            self._show(event)
+
+    async def _watch(self) -> None:
+        """Tell when nobody answers, so that what was told before does not look fresh."""
+        while True:
+            await asyncio.sleep(min(_SECOND, self._pace.silent))
+            if self._unanswered is None or self._work is not None:
+                continue
+            silent = _now() - self._unanswered
+            if silent >= self._pace.silent:
+                self._tell(Silent(silent))
+
+    def _asking(self) -> None:
+        self._unanswered = _now() if self._unanswered is None else self._unanswered
 
     async def _keep(self, **changes: object) -> None:
         self.session = replace(self.session, **changes)
@@ -170,10 +212,15 @@ class Agent:
         """
         back_off = BackOff(self.session.onion, self._pace)
         while True:
+            self._asking()
             try:
                 async with Circuit(self._way, self.session.onion, fresh_identity()) as circuit:
-                    return await ask(circuit)
+                    answer = await ask(circuit)
+                self._unanswered = None
+                return answer
             except Problem as problem:
+                if problem.kind is not AWAY:
+                    self._unanswered = None
                 if problem.kind not in (AWAY, INTERNAL, *more):
                     raise
                 pause = back_off.again(_now(), _random())
@@ -183,8 +230,14 @@ class Agent:
 
     async def _take_part(self) -> bool:
         """In at the door and train; True when training has ended, False when out of budget."""
-        if self.session.token is None:
-            await self._enter()
+        try:
+            if self.session.token is None:
+                await self._enter()
+        except Problem as problem:
+            if problem.kind is not ENDED:
+                raise
+            self._tell(Late())
+            return True
         meter = asyncio.create_task(self._meter())
         try:
             ended = await self._train()
@@ -233,7 +286,6 @@ class Agent:
         raise refusal
 
     async def _until_published(self) -> None:
-        shown: Waiting | None = None
         while True:
             status = decode(await self._ask(lambda c: c.get("/status")), Status)
             if status.task != self._task:
@@ -242,10 +294,8 @@ class Agent:
                 return
             if status.phase == "gone":
                 raise Problem(AWAY, address=self.session.onion, why="the model is withdrawn")
-            told = Waiting(NOT_PUBLISHED.code, status.updates, status.max_updates)
-            if told != shown:
-                self._tell(told)
-                shown = told
+            self._tell(Following(status.phase, status.clients, status.needed, status.updates,
+                                 status.max_updates, status.left))
             await asyncio.sleep(self._pace.poll * (0.75 + 0.5 * _random()))
 
     async def _collect(self) -> None:
@@ -267,12 +317,18 @@ class Agent:
     async def _train(self) -> bool:
         session = self.session
         assert session.token is not None
+        # What is large takes its time on a slow circuit.
+        moving = (turn_limit(self._dimension) + push_limit(self._dimension)) / SLOWEST
         talk = Conversation(session.onion, session.token, self._dimension,
-                            session.max_difficulty, self._can_pay, self._pace)
+                            session.max_difficulty, self._can_pay,
+                            dataclasses.replace(self._pace, answer=self._pace.answer + moving),
+                            self._trainer.task.clients.silence)
         while True:
+            self._asking()
             try:
                 async with Circuit(self._way, session.onion, fresh_identity()) as circuit:
                     socket = await circuit.websocket("/train", turn_limit(self._dimension))
+                    self._unanswered = None
                     try:
                         return await self._converse(talk, socket)
                     finally:
@@ -291,10 +347,10 @@ class Agent:
         """Over one connection; True when training has ended, False when out of budget."""
         await socket.send(encode(talk.connected(_now())))
         reading = asyncio.create_task(socket.receive(_FOREVER))
-        shown: Waiting | None = None
         try:
             while True:
                 if message := talk.sending(_now()):
+                    self._asking()
                     await socket.send(encode(message))
                 what: set[asyncio.Task[Any]] = {reading}
                 if self._work is not None:
@@ -308,6 +364,7 @@ class Agent:
                 if not reading.done():
                     continue
                 raw, reading = reading.result(), asyncio.create_task(socket.receive(_FOREVER))
+                self._unanswered = None
                 before = talk.updates
                 todo = talk.receive(decode(raw, Turn, turn_limit(self._dimension)), _now())
                 if talk.updates > before:
@@ -316,13 +373,9 @@ class Agent:
                     self._updates = self._ledger.count(self._task)
                     self._news.set()
                 if isinstance(todo, Step):
-                    shown = None
                     self._work = asyncio.create_task(self._compute(todo))
                 elif isinstance(todo, Wait):
-                    told = Waiting(todo.why, todo.have, todo.need)
-                    if told != shown:
-                        self._tell(told)
-                        shown = told
+                    self._tell(Waiting(todo.why, todo.have, todo.need))
                 elif isinstance(todo, Over):
                     if todo.why == "budget-spent":
                         await _say_goodbye(socket)

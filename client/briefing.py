@@ -14,10 +14,12 @@ from accord.schema import Field
 from accord.task import Task
 from client.budget import affordable, epsilon_total
 from client.noise import Release
-from client.progress import seconds
+from client.words import number, seconds, wrapped
 
 _COLUMNS: Final = 40
 _HASHES: Final = 1e6  # a second, roughly, to say how long the door takes
+_LOUD: Final = 3.0  # noise so many times as long as the signal needs very many updates
+_HANG: Final = 12
 
 
 class Price(Struct, frozen=True):
@@ -28,52 +30,67 @@ class Price(Struct, frozen=True):
         already: epsilon that this data has spent before, in all tasks.
         updates: how many updates the budget buys.
         total: epsilon of all that together, at delta.
+        training: the same when all updates of the training are ours; None where the budget does
+            not buy so many.
     """
 
     per_update: float
     already: float
     updates: int
     total: float
+    training: float | None
 
 
-def price(release: Release, budget: float, delta: float, already: dict[Release, int]) -> Price:
+def price(
+    release: Release, budget: float, delta: float, already: dict[Release, int], offered: int
+) -> Price:
     """Reckon it; takes up to some seconds.
+
+    Args:
+        release: one update.
+        budget: what may be spent in all, at ``delta``.
+        delta: as for :func:`client.budget.epsilon_total`.
+        already: what this data has released before.
+        offered: how many updates the training takes at most.
 
     Raises:
         Problem: ``BUDGET_SMALL``.
     """
     updates = affordable(release, budget, delta, already)
-    counts = {**already, release: already.get(release, 0) + updates}
-    before = epsilon_total(already, delta)
-    return Price(release.amplified, before, updates, epsilon_total(counts, delta))
+
+    def total(more: int) -> float:
+        return epsilon_total({**already, release: already.get(release, 0) + more}, delta)
+
+    return Price(release.amplified, epsilon_total(already, delta), updates, total(updates),
+                 total(offered) if offered <= updates else None)
 
 
 def about_task(task: Task, signed: SignedTask) -> str:
     """The task in words. Nothing in it can command a terminal."""
     training = task.training
-    ends = [f"{training.max_updates:,} {'rounds' if _rounds(task) else 'updates'}"]
+    ends = [f"{training.max_updates:,} {_kind(task)}"]
     if training.target_error is not None:
         ends.append(f"an error of {training.target_error:.1%}")
     if training.patience is not None:
         ends.append(f"{training.patience:,} updates that brought nothing")
     ends.append(seconds(training.deadline))
     shown = task.data.fields[:_COLUMNS]
-    lines = [
-        task.title,
-        "",
-        *([task.description, ""] if task.description else []),
-        f"Signed by curator {signed.curator.hex()}",
-        f"Trains           {OBJECTIVES[task.objective].words}",
-        f"Clients          {task.clients.minimum:,} to {task.clients.maximum:,}, "
+    about = [wrapped(task.title), ""]
+    if task.description:
+        about += [wrapped(task.description), ""]
+    facts = [
+        f"Curator     {signed.curator.hex()}",
+        f"Trains      {OBJECTIVES[task.objective].words}",
+        f"Clients     {task.clients.minimum:,} to {task.clients.maximum:,}, "
         + ("in rounds" if _rounds(task) else "each at its own pace"),
-        f"Ends after       {', or '.join(ends)}",
-        "",
-        "Your file must have these columns, and no others:",
-        *(_column(field, field.name == task.data.target) for field in shown),
+        f"Ends after  {', or '.join(ends)}",
     ]
+    about += [wrapped(fact, _HANG) for fact in facts]
+    about += ["", "Your file must have these columns, and no others:"]
+    about += [wrapped(_column(field, field.name == task.data.target), 4) for field in shown]
     if len(task.data.fields) > _COLUMNS:
-        lines.append(f"  ... and {len(task.data.fields) - _COLUMNS:,} more")
-    return plain("\n".join(lines))
+        about.append(f"  ... and {len(task.data.fields) - _COLUMNS:,} more")
+    return plain("\n".join(about))
 
 
 def about_price(
@@ -81,24 +98,50 @@ def about_price(
     door: AdmissionPuzzle,
 ) -> str:
     """What it costs, what leaves this machine, and what never does."""
-    bought = f"{price.updates:,} updates"
-    if price.updates > task.training.max_updates and not _rounds(task):
-        bought += f", more than this training takes ({task.training.max_updates:,})"
-    before = f"\nSpent before      epsilon {price.already:.3g}, by earlier trainings with this data"
-    work = seconds(expected_hashes(door.difficulty) / _HASHES)
-    return (
-        f"Your data         {release.rows:,} rows, {release.batch:,} drawn for each update\n"
-        f"One update costs  epsilon {price.per_update:.3g} (of {release.epsilon:g} for its rows, "
-        "as nobody knows which were drawn)"
-        f"{before if price.already else ''}\n"
-        f"The budget buys   {bought}; all of them come to epsilon {price.total:.3g} "
-        f"of {budget:g} at delta {delta:g}\n"
-        f"The door          a puzzle of difficulty {door.difficulty}, {work} of work\n"
-        f"\n"
-        f"What is sent: noised updates of {task.dimension:,} numbers, solved puzzles, and how many "
-        "clients you ask for.\n"
-        "What never is: your rows, how many there are, your epsilon, batch and budget."
-    )
+    most = f"{task.training.max_updates:,}"
+    budget_at = f"your budget of {number(budget)} at delta {delta:g}"
+    if price.training is None:
+        whole = f"{budget_at} buys {price.updates:,} of the at most {most}"
+        whole = f"{whole[0].upper()}{whole[1:]} {_kind(task)} of this training."
+    else:
+        all_ours = (f"All {most} rounds of this training" if _rounds(task) else
+                    f"If you alone made all {most} updates of this training, it")
+        whole = (f"{all_ours} would cost {number(price.training)}; {budget_at} would buy "
+                 f"{price.updates:,}.")
+    lines = [
+        f"Your data   {release.rows:,} rows, {release.batch:,} drawn for each update",
+        f"Price       One update costs epsilon {number(price.per_update)} (after sampling). "
+        + whole,
+    ]
+    if task.validation.rate:
+        lines.append(" " * _HANG + "Answers to checks of the clients cost as much as updates do, "
+                     "and come on top.")
+    if price.already:
+        lines.append(f"Before      epsilon {number(price.already)} was spent by earlier trainings "
+                     "with this data, and is in these sums")
+    lines += [
+        f"The door    a puzzle of difficulty {door.difficulty}, "
+        f"{seconds(expected_hashes(door.difficulty) / _HASHES)} of work",
+        f"Sent        noised updates of {task.dimension:,} numbers, solved puzzles, and how many "
+        "clients you ask for",
+        "Never sent  your rows, how many there are, your epsilon, batch and budget",
+    ]
+    return "\n".join(wrapped(line, _HANG) for line in lines)
+
+
+def about_noise(release: Release) -> str | None:
+    """A warning where the noise of one update drowns what it says; None where it does not."""
+    ratio = release.noise_ratio
+    if ratio < _LOUD:
+        return None
+    return wrapped(
+        f"The noise of one update is about {number(ratio)} times as long as the most that your "
+        f"rows can say in it, so little may be learnt. A larger --batch (of {release.rows:,} rows) "
+        "or --epsilon makes it shorter.")
+
+
+def _kind(task: Task) -> str:
+    return "rounds" if _rounds(task) else "updates"
 
 
 def _rounds(task: Task) -> bool:

@@ -49,6 +49,7 @@ from msgspec import Struct
 
 from accord.problems import BAD_LEDGER, BUDGET_SMALL, BUDGET_SPENT, DISK, LOCKED, Problem
 from client.noise import Release
+from client.words import number
 
 MAX_RELEASES: Final = 10_000_000
 """Most releases composed; past it the plain sum counts. One a second for four months."""
@@ -122,7 +123,7 @@ def affordable(
     if not fits(1):
         first = epsilon_total({release: 1}, delta)
         left = max(0.0, budget - epsilon_total(before, delta))
-        raise Problem(BUDGET_SMALL, first=first, left=left)
+        raise Problem(BUDGET_SMALL, first=number(first), left=number(left))
     enough, beyond = 1, 2
     while fits(beyond):
         enough, beyond = beyond, 2 * beyond
@@ -332,9 +333,9 @@ class Ledger:
         """Take in the whole file; cut a torn tail off."""
         lines = content.split(b"\n")
         tail = lines.pop()
-        for number, line in enumerate(lines, 1):
+        for place, line in enumerate(lines, 1):
             if not self._take(line):
-                raise Problem(BAD_LEDGER, path=self.path, line=number)
+                raise Problem(BAD_LEDGER, path=self.path, line=place)
         if tail and self._take(tail):
             # Whole but for its line feed: it may have been all that was lost, so it counts.
             os.write(self._fd, b"\n")
@@ -473,7 +474,8 @@ class Budget:
         """
         remaining = self.remaining
         if remaining < 1:
-            raise Problem(BUDGET_SPENT, spent=self.spent(), budget=self.epsilon, delta=self.delta)
+            raise Problem(BUDGET_SPENT, spent=number(self.spent()), budget=number(self.epsilon),
+                          delta=self.delta)
         index = self._ledger.spend(self._task, self._release)
         self._seen, self._remaining = self._ledger.counts(), remaining - 1
         return index

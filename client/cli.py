@@ -20,6 +20,7 @@ from accord.console import (
     TorOptions,
     circuit,
     command,
+    default_state,
     json_option,
     plain,
     result,
@@ -39,25 +40,26 @@ from accord.problems import (
     BAD_MODEL,
     BAD_OPTION,
     BAD_SESSION,
-    BUDGET_SPENT,
     DATA_CHANGED,
     EXIT_BUDGET,
     MANY_SESSIONS,
-    NO_FILE,
+    NO_MODEL,
     NO_SESSION,
     OTHER_CURATOR,
+    UNFINISHED,
     PeerProblem,
     Problem,
 )
 from accord.task import Task, open_task, task_id
 from client.agent import Agent, fetch_puzzle, fetch_task
-from client.briefing import about_price, about_task, price
+from client.briefing import about_noise, about_price, about_task, price
 from client.budget import Budget, Ledger
 from client.dataset import fingerprint, load, read
 from client.noise import Release
 from client.progress import shown
 from client.session import Pace, Session, hold_session, load_session, save_session
 from client.trainer import Trainer
+from client.words import number, wrapped
 
 _MOST: Final = 1e6  # of epsilon and budget: a larger one is a slip of the finger
 
@@ -71,12 +73,13 @@ def _check_typed(epsilon: float, batch: int, min_clients: int, budget: float, de
     """Refuse values that mean nothing, before anything else is done."""
     for name, value in (("--epsilon", epsilon), ("--budget", budget)):
         if not 0 < value <= _MOST:
-            raise _option_problem(name, f"must be above 0 and at most {_MOST:g}, not {value:g}")
+            raise _option_problem(
+                name, f"must be above 0 and at most {number(_MOST)}, not {number(value)}")
     if not 0 < delta < 0.5:
         raise _option_problem("--delta", f"must be above 0 and below 0.5, not {delta:g}")
-    for name, number in (("--batch", batch), ("--min-clients", min_clients)):
-        if number < 1:
-            raise _option_problem(name, f"must be at least 1, not {number}")
+    for name, count in (("--batch", batch), ("--min-clients", min_clients)):
+        if count < 1:
+            raise _option_problem(name, f"must be at least 1, not {count}")
     if max_difficulty < 0:
         raise _option_problem("--max-difficulty", f"must be at least 0, not {max_difficulty}")
     if curator is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", curator):
@@ -146,33 +149,42 @@ async def join(
     path = session_path or state / "sessions" / f"{onion}.json"
     if session_path is not None and not (here / path).parent.is_dir():
         raise _option_problem("--session", f"is in a directory that does not exist: {path}")
-    _check_replaceable(path, again)
     await asyncio.to_thread(read, data, batch)
+    wishes: dict[str, Any] = {
+        "fingerprint": await asyncio.to_thread(fingerprint, data), "epsilon": epsilon,
+        "batch": batch, "min_clients": min_clients, "budget": budget, "delta": delta,
+        "max_difficulty": max_difficulty, "ledger": str(ledgers), "output": str(output)}
+    next_command = _solve_command(onion, session_path, state, tor)
+    _check_replaceable(path, session_path is not None, wishes, again, next_command)
     async with route(tor, state, quiet=as_json) as way:
         async with circuit(way, onion) as line:
             signed = await unless_away(
                 lambda: fetch_task(line), min(patience, 60.0),
                 lambda why: say(f"Not there yet ({why}); trying again."))
-            task = _check_task(signed, onion, curator, min_clients, as_json)
+            task = _check_task(signed, onion, curator, min_clients)
             mine = await asyncio.to_thread(load, data, task.data, batch)
             door = await fetch_puzzle(line, max_difficulty)
         release = Release(epsilon, batch, len(mine.labels), task.dimension)
         with Ledger(ledgers, mine.fingerprint) as book:
-            cost = await asyncio.to_thread(price, release, budget, delta, book.counts())
+            cost = await asyncio.to_thread(price, release, budget, delta, book.counts(),
+                                           task.training.max_updates)
         if not as_json:
+            say(about_task(task, signed) + "\n")
             say(about_price(cost, release, budget, delta, task, door) + "\n")
+        if drowned := about_noise(release):
+            warn(drowned)
         if delta * release.rows > 1:
-            warn(f"WARNING: with --delta above 1/{release.rows} the promise may fail for some "
-                 "row; choose a smaller one.")
+            warn(wrapped(f"WARNING: with --delta above 1/{release.rows:,} the promise may fail "
+                         "for some row; choose a smaller one."))
         if session_path is None:
             private_directory(private_directory(state) / "sessions")
         with hold_session(path):
-            _check_replaceable(path, again)
-            save_session(path, Session(
-                onion=onion, task=signed, data=str(here / data), fingerprint=mine.fingerprint,
-                epsilon=epsilon, batch=batch, min_clients=min_clients, budget=budget, delta=delta,
-                max_difficulty=max_difficulty, ledger=str(ledgers), output=str(output),
-                puzzle=door))
+            wishes |= {"fingerprint": mine.fingerprint, "task": signed}
+            old = _check_replaceable(path, session_path is not None, wishes, again, next_command)
+            # Whoever joins once more in the same way keeps the place at the broker.
+            if old is None or (old.solution is None and old.token is None):
+                save_session(path, Session(
+                    onion=onion, data=str(here / data), puzzle=door, **wishes))
             told = {
                 "event": "joined", "onion": onion, "session": str(path), "title": plain(task.title),
                 "task": task_id(signed), "curator": signed.curator.hex(),
@@ -180,25 +192,45 @@ async def join(
                 "epsilon": epsilon, "min_clients": min_clients, "budget": budget, "delta": delta,
                 "epsilon_update": cost.per_update, "epsilon_before": cost.already,
                 "updates": cost.updates, "epsilon_total": cost.total,
+                "epsilon_training": cost.training, "noise_ratio": release.noise_ratio,
                 "difficulty": door.difficulty,
             }
-            where = f"--session {shlex.quote(str(path))}" if session_path else onion
-            result(told, as_json, f"Joined. The session is {path}." + (
-                "" if go_on else f"\nNext, type: tormentor solve {where}"))
+            result(told, as_json, wrapped(f"Joined. The session is {path}.") + (
+                "" if go_on else f"\nNext, type:\n{next_command}"))
             if go_on:
-                await _train(way, path, not no_wait, patience, as_json)
+                await _train(way, path, not no_wait, patience, as_json, next_command)
+
+
+def _solve_command(
+    onion: str, session: Path | None, state: Path, tor: TorOptions
+) -> str:
+    """What to type to go on from here, with every option that it takes."""
+    words = ["tormentor", "solve"]
+    if session is not None:
+        words += ["--session", str(session)]
+    else:
+        words.append(onion)
+    if state != default_state():
+        words += ["--state", str(state)]
+    if tor.mode != "launch":
+        words += ["--tor", tor.mode]
+    if tor.socks is not None:
+        words += ["--socks", f"{tor.socks.host}:{tor.socks.port}"]
+    if tor.torrc is not None:
+        words += ["--torrc", str(tor.torrc)]
+    if tor.direct is not None:
+        words += ["--direct", f"{tor.direct[0]}:{tor.direct[1]}"]
+    return shlex.join(words)
 
 
 def _check_task(
-    signed: SignedTask, onion: str, curator: str | None, min_clients: int, as_json: bool
+    signed: SignedTask, onion: str, curator: str | None, min_clients: int
 ) -> Task:
-    """Show what came as the task, and refuse it where it is not what was asked for."""
+    """Read what came as the task, and refuse it where it is not what was asked for."""
     task = open_task(signed, onion)
     if curator is not None and signed.curator != bytes.fromhex(curator):
         raise PeerProblem(OTHER_CURATOR, address=onion, found=signed.curator.hex(),
                           expected=curator.lower())
-    if not as_json:
-        say(about_task(task, signed) + "\n")
     if min_clients > task.clients.maximum:
         raise _option_problem(
             "--min-clients",
@@ -213,24 +245,49 @@ def _check_output(output: Path, data: Path, again: bool) -> None:
         raise _option_problem("--output", f"is in a directory that does not exist: {output}")
     if output.exists() and not again:
         raise _option_problem(
-            "--output", f"would replace {output}; name another file, or say --again")
+            str(output), "is there already; name another file with --output, or say --again")
 
 
-def _check_replaceable(path: Path, again: bool) -> None:
-    """Refuse to write over a session that may still be gone on with, or over anything else."""
+_WISHES: Final = {
+    "fingerprint": "data file", "epsilon": "--epsilon", "batch": "--batch",
+    "min_clients": "--min-clients", "budget": "--budget", "delta": "--delta",
+    "max_difficulty": "--max-difficulty", "ledger": "--ledger", "output": "--output",
+    "task": "task"}
+
+
+def _check_replaceable(
+    path: Path, named: bool, wishes: dict[str, Any], again: bool, next_command: str
+) -> Session | None:
+    """Refuse to write over a session that somebody wished otherwise, or over anything else.
+
+    Args:
+        path: where the session is to be.
+        named: the person said so.
+        wishes: those of the new session, by the names of its fields.
+        again: replace it all the same, but never what a person named and is no session.
+        next_command: goes on with the one that is there.
+
+    Returns:
+        The unfinished session that is there and has the same wishes, if there is one.
+
+    Raises:
+        Problem: ``UNFINISHED``, ``BAD_OPTION``.
+    """
     try:
         old = load_session(path)
     except Problem as problem:
-        if problem.kind is NO_SESSION:
-            return
-        if problem.kind is BAD_SESSION:
-            raise _option_problem(
-                "--session", f"would replace {path}, which is no session; name another") from None
-        raise
-    if old.token is not None and old.outcome != "published" and not again:
-        raise _option_problem("--session", (
-            f"would replace {path}, which is unfinished; go on with 'tormentor solve', or say "
-            "--again"))
+        if problem.kind is NO_SESSION or (problem.kind is BAD_SESSION and again and not named):
+            return None
+        if problem.kind is not BAD_SESSION:
+            raise
+        what = "name another with --session" if named else "say --again to replace it"
+        raise _option_problem(str(path), f"is there and is no session; {what}") from None
+    if again or old.outcome == "published":
+        return None
+    other = [_WISHES[name] for name, value in wishes.items() if getattr(old, name) != value]
+    if other:
+        raise Problem(UNFINISHED, path=path, what=" and ".join(other), command=next_command)
+    return old
 
 
 @click.command()
@@ -260,14 +317,26 @@ async def solve(onion: str | None, session_path: Path | None, no_wait: bool, pat
     path = _find(check_onion(onion) if onion else None, session_path, state)
     load_session(path)
     with hold_session(path):
+        session = load_session(path)
+        if session.outcome == "published":
+            told = {"event": "end", "outcome": "published", "model": session.output}
+            result(told, as_json, wrapped(
+                f"Nothing is left to do: the model is saved as {session.output}."))
+            return
         # Looked at before tor is started, so that what is wrong here is said at once.
-        _check_data(load_session(path))
+        _check_data(session)
+        if not as_json:
+            say(wrapped(
+                f"Going on with {session.data}: epsilon {number(session.epsilon)} an update, "
+                f"batch {session.batch:,}, budget {number(session.budget)} at delta "
+                f"{session.delta:g}, at least {session.min_clients:,} clients."))
         async with route(tor, state, quiet=as_json) as way:
-            await _train(way, path, not no_wait, patience, as_json)
+            again = _solve_command(session.onion, session_path, state, tor)
+            await _train(way, path, not no_wait, patience, as_json, again)
 
 
 def _find(onion: str | None, named: Path | None, state: Path) -> Path:
-    """The session that is meant: the named one, or the only unfinished one."""
+    """The session that is meant: the named one, the only unfinished one, or the last finished."""
     if named is not None:
         if onion is not None and load_session(named).onion != onion:
             raise Problem(NO_SESSION, where=f"for {onion} at {named}")
@@ -277,22 +346,23 @@ def _find(onion: str | None, named: Path | None, state: Path) -> Path:
         return directory / f"{onion}.json"
     found = sorted(directory.glob("*.json")) if directory.is_dir() else []
     unfinished = [path for path in found if load_session(path).outcome != "published"]
-    if not unfinished:
+    if not found:
         raise Problem(NO_SESSION, where=f"to go on with in {directory}")
+    if not unfinished:
+        return max(found, key=lambda path: path.stat().st_mtime)
     if len(unfinished) > 1:
         raise Problem(MANY_SESSIONS, count=len(unfinished))
     return unfinished[0]
 
 
 def _check_data(session: Session) -> None:
-    if session.outcome == "published":
-        raise Problem(NO_SESSION, where=f"to go on with: the model is saved as {session.output}")
     if fingerprint(Path(session.data)) != session.fingerprint:
         raise Problem(DATA_CHANGED, path=session.data)
 
 
-async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: bool) -> None:
-    """Go on with a session that this process holds."""
+async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: bool,
+                 again: str) -> None:
+    """Go on with a session that this process holds; the command ``again`` does so once more."""
     began = time.monotonic()
     session = load_session(path)
     await asyncio.to_thread(_check_data, session)
@@ -318,15 +388,15 @@ async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: b
         "rows": release.rows, "min_clients": session.min_clients,
         "model": session.output if saved else None, "seconds": time.monotonic() - began,
     }
-    words = f"{updates:,} updates cost epsilon {spent:.3g} of {session.budget:g} " \
-            f"at delta {session.delta:g}."
+    words = f"We paid for {updates:,} update{'' if updates == 1 else 's'} in this training. " \
+            f"This data has cost epsilon {number(spent)} of {number(session.budget)} in all, at " \
+            f"delta {session.delta:g}."
     if saved:
-        result(told, as_json, f"The model is saved as {session.output}, and its address has "
-               f"signed it. {words}")
+        result(told, as_json, wrapped(
+            f"The model is saved as {session.output}, and its address has signed it.\n{words}"))
         return
-    end = Problem(BUDGET_SPENT, spent=spent, budget=session.budget, delta=session.delta)
-    result(told, as_json, f"{end.sentence}\n{words} Run 'tormentor solve' again to fetch the "
-           "model when it is published.")
+    result(told, as_json, wrapped(
+        f"{words}\nTo fetch the model when it is published, type:") + f"\n{again}")
     raise Exit(EXIT_BUDGET)
 
 
@@ -336,7 +406,7 @@ def _read_model(path: Path, onion: str | None) -> Model:
             raise PeerProblem(BAD_MODEL, path=path, why="it is too large")
         raw = path.read_bytes()
     except OSError as error:
-        raise Problem(NO_FILE, path=path, why=(error.strerror or str(error)).lower()) from None
+        raise Problem(NO_MODEL, path=path, why=(error.strerror or str(error)).lower()) from None
     return read_model(raw, str(path), onion)
 
 

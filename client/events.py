@@ -39,6 +39,23 @@ class Update(Event, frozen=True):
     epsilon: float
 
 
+class Following(Event, frozen=True):
+    """The model is trained without us: what :class:`accord.messages.Status` says of it."""
+
+    phase: str
+    clients: int
+    needed: int
+    updates: int
+    max_updates: int
+    left: float
+
+
+class Silent(Event, frozen=True):
+    """Nobody has answered for so many seconds; whatever was told before may have changed."""
+
+    seconds: float
+
+
 class Reconnecting(Event, frozen=True):
     """The connection is gone; it is tried again in so many seconds."""
 
@@ -47,7 +64,14 @@ class Reconnecting(Event, frozen=True):
 
 
 class Spent(Event, frozen=True, tag="budget-spent"):
-    """The budget is spent; no more updates are sent."""
+    """The budget is spent: so much of it, in all. No more updates are sent."""
+
+    epsilon: float
+    budget: float
+
+
+class Late(Event, frozen=True):
+    """Training had ended before we were admitted; the model is fetched, as by anyone."""
 
 
 Told = Callable[[Event], None]

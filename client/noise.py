@@ -68,6 +68,12 @@ class Release(Struct, frozen=True):
             raise ValueError(f"no mechanism named {self.mechanism!r}")
 
     @property
+    def noise_ratio(self) -> float:
+        """Expected length of one release's noise, ``2 C d / (epsilon b)``, over the greatest that
+        the mean of the clipped gradients can have, ``C``."""
+        return 2 * self.dimension / (self.epsilon * self.batch)
+
+    @property
     def amplified(self) -> float:
         """Privacy of one release for the whole data set: ``ln(1 + (b/n)(e^epsilon - 1))``.
 

@@ -14,8 +14,21 @@ from rich.status import Status
 from rich.text import Text
 
 from accord.console import say
-from accord.problems import KINDS, NOT_PUBLISHED, ROUND_OPEN, TOO_FEW_CLIENTS, PeerProblem
-from client.events import Admitted, Event, Reconnecting, Solving, Spent, Told, Update, Waiting
+from accord.problems import KINDS, ROUND_OPEN, TOO_FEW_CLIENTS, PeerProblem
+from client.events import (
+    Admitted,
+    Event,
+    Following,
+    Late,
+    Reconnecting,
+    Silent,
+    Solving,
+    Spent,
+    Told,
+    Update,
+    Waiting,
+)
+from client.words import number, seconds
 
 EVERY: Final = 10.0
 """Seconds between plain lines that say the same kind of thing."""
@@ -33,8 +46,16 @@ def shown(as_json: bool, budget: float) -> Iterator[Told]:
         yield _Lines(EVERY, lambda event: say(words(event, budget)))
         return
     with Status("Connecting ...", console=console) as line:
-        # Text, so that nothing in it is taken for markup.
-        yield lambda event: line.update(Text(words(event, budget)))
+
+        def show(event: Event) -> None:
+            # Text, so that nothing in it is taken for markup.
+            text = Text(words(event, budget))
+            if isinstance(event, Admitted | Spent | Late):
+                console.print(text)  # above the live line, where it stays
+            else:
+                line.update(text)
+
+        yield show
 
 
 class _Lines:
@@ -65,25 +86,31 @@ def words(event: Event, budget: float) -> str:
         case Admitted():
             return "Admitted. Training begins as soon as enough clients are here."
         case Waiting(why=why, have=have, need=need):
-            if why == NOT_PUBLISHED.code:
-                return (f"The others go on: {have:,} of at most {need:,} updates; waiting for the "
-                        "model.")
             if why in (TOO_FEW_CLIENTS.code, ROUND_OPEN.code):
                 return PeerProblem(KINDS[why], have=have, need=need).sentence
             return "The broker asks us to wait."
+        case Following():
+            return _following(event)
         case Update(updates=updates, epsilon=epsilon):
             many = "" if updates == 1 else "s"
-            return f"Training: {updates:,} update{many}, epsilon {epsilon:.3g} of {budget:g} spent."
+            return (f"Training: {updates:,} update{many}, epsilon {number(epsilon)} of "
+                    f"{number(budget)} spent.")
+        case Silent(seconds=silent):
+            return f"No answer for {silent:,.0f} s; the broker may be away. We go on asking."
         case Reconnecting(why=why, seconds=pause):
             return f"No connection ({why}); trying again in {pause:.0f} s."
-        case Spent():
-            return "The privacy budget is spent; no more updates are sent."
+        case Spent(epsilon=epsilon, budget=whole):
+            return f"The privacy budget is spent: epsilon {number(epsilon)} of {number(whole)}."
+        case Late():
+            return ("Training had ended before we were admitted: your data were not used. "
+                    "Fetching the model all the same.")
     return ""
 
 
-def seconds(number: float) -> str:
-    """A length of time in words."""
-    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if number >= 2 * size:
-            return f"{number / size:,.0f} {unit}"
-    return f"{number:,.0f} seconds" if number >= 2 else "about a second"
+def _following(event: Following) -> str:
+    if event.phase == "training":
+        return (f"Waiting for the model: training goes on, {event.updates:,} of at most "
+                f"{event.max_updates:,} updates.")
+    how = "is paused" if event.phase == "paused" else "has not begun"
+    return (f"Training {how} ({event.clients:,} of {event.needed:,} clients); the model comes at "
+            f"the latest in {seconds(event.left)}.")

@@ -5,7 +5,9 @@ and says what to send and until when to wait. The wire itself is :mod:`accord.me
 
 What it owes the broker is at any time one thing: nothing while a ticket is being worked on; else
 the :class:`Push` that is not acknowledged; else a :class:`Pull`. It is sent when due, and again
-after the broker's ``Wait.seconds``, and again on each new connection.
+after the broker's ``Wait.seconds``, and again on each new connection. During long work a Pull is
+sent now and then, as a sign of life: the broker answers with the same ticket, which changes
+nothing.
 
 A ticket is refused *before* anything is spent on it when its puzzle is harder than the person
 allows or its weights are not numbers; after that nothing is sent any more.
@@ -68,6 +70,7 @@ from accord.problems import (
 )
 
 SESSION_LIMIT: Final = 8 << 20
+_TROUBLE: Final = (INTERNAL, FULL, DESK_FULL, NOT_PUBLISHED)
 MOST_REFUSALS: Final = 10
 """After so many refusals with no update acknowledged between them we stop: each stale ticket has
 cost a release, and a broker that takes none should not have more."""
@@ -175,13 +178,15 @@ class Pace:
             connection counts as lost.
         patience: without any answer for so long, we give up.
         poll: between looks at a training that goes on without us.
+        silent: without an answer for so long, the person is told.
     """
 
     first: float = 1.0
     longest: float = 30.0
-    answer: float = 60.0
+    answer: float = 20.0
     patience: float = 900.0
     poll: float = 30.0
+    silent: float = 10.0
 
 
 class BackOff:
@@ -243,6 +248,8 @@ class Conversation:
         max_difficulty: hardest puzzle allowed.
         can_pay: whether the budget allows one more release.
         pace: how long things take.
+        silence: seconds after which the broker counts a silent client as absent, and replaces a
+            ticket by another when it is asked for work.
 
     Attributes:
         updates: how many were acknowledged.
@@ -250,7 +257,7 @@ class Conversation:
 
     def __init__(
         self, onion: str, token: bytes, dimension: int, max_difficulty: int,
-        can_pay: Callable[[], bool], pace: Pace,
+        can_pay: Callable[[], bool], pace: Pace, silence: float,
     ) -> None:
         self.updates = 0
         self._onion = onion
@@ -259,11 +266,14 @@ class Conversation:
         self._max_difficulty = max_difficulty
         self._can_pay = can_pay
         self._pace = pace
+        self._silence = silence
         self._back_off = BackOff(onion, pace)
         self._ticket: bytes | None = None
         self._pending: Push | None = None
         self._due = 0.0
-        self._asked: float | None = None
+        self._asked: float | None = None  # on this connection
+        self._unanswered: float | None = None  # on whichever
+        self._issued = 0.0  # when our ticket was, at the earliest
         self._refusals = 0
         self._over = False
 
@@ -282,15 +292,20 @@ class Conversation:
 
     def sending(self, now: float) -> Pull | Push | None:
         """The message that is due, if there is one; it counts as sent."""
-        if self._over or self._ticket is not None or now < self._due:
+        if self._over or now < self._due:
             return None
+        if self._ticket is not None:
+            self._due = now + self._silence / 3
+            # Later, and it might arrive when the broker thinks the ticket too old: then another
+            # would take its place, and ours would be paid for in vain.
+            return Pull() if now <= self._issued + self._silence * 5 / 6 else None
         self._due = now + self._pace.answer
-        if self._asked is None:
-            self._asked = now
+        self._asked = now if self._asked is None else self._asked
+        self._unanswered = now if self._unanswered is None else self._unanswered
         return self._pending or Pull()
 
     def wake(self, now: float) -> float:
-        """Seconds until :meth:`sending` should be asked again (infinite while working).
+        """Seconds until :meth:`sending` should be asked again.
 
         Raises:
             Problem: ``AWAY``, the broker has not answered for too long.
@@ -298,7 +313,7 @@ class Conversation:
         dead = math.inf if self._asked is None else self._asked + 2 * self._pace.answer
         if now >= dead:
             raise Problem(AWAY, address=self._onion, why="no answer in time")
-        due = math.inf if self._over or self._ticket is not None else self._due
+        due = math.inf if self._over else self._due
         return max(0.0, min(due, dead) - now)
 
     def answer(self, solution: bytes, delta: np.ndarray, now: float) -> None:
@@ -312,12 +327,19 @@ class Conversation:
         """What to do with the broker's turn; None: nothing.
 
         Raises:
+            Problem: ``AWAY``, the broker cannot serve now; it is as if the connection was lost.
             PeerProblem: the conversation has ended with it, and nothing is sent any more.
         """
         if self._over:
             return None
+        if isinstance(turn.next, Refused) and turn.next.problem().kind in _TROUBLE:
+            # Nothing we did, and perhaps mended soon: as if nobody had answered, with the same
+            # patience, and it is no fault of ours that would be counted.
+            raise Problem(AWAY, address=self._onion, why="it is in trouble, or full")
         self._back_off.answered()
-        self._asked = None
+        if self._ticket is None:
+            self._issued = now if self._unanswered is None else self._unanswered
+        self._asked = self._unanswered = None
         if self._pending is not None and turn.receipt == self._pending.ticket:
             self._pending = None
             self._refusals = 0
@@ -357,6 +379,7 @@ class Conversation:
         if weights is None:
             raise PeerProblem(BAD_WEIGHTS, address=self._onion, dimension=self._dimension)
         self._ticket = work.ticket
+        self._due = now + self._silence / 3
         return Step(weights, work.lock, work.difficulty)
 
     def _wait(self, wait: Wait, now: float) -> Wait | Over:
@@ -382,10 +405,6 @@ class Conversation:
             have, need = (max(0, int(str(problem.details[n]))) for n in ("have", "need"))
             told = Wait(kind.code, have, need, self._pace.first)
             return None if self._ticket is not None else self._wait(told, now)
-        if kind in (INTERNAL, FULL, DESK_FULL, NOT_PUBLISHED):
-            self._count(problem)
-            self._due = now + self._later()
-            return None
         raise problem
 
     def _drop(self, problem: PeerProblem, now: float) -> None:

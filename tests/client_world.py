@@ -26,6 +26,7 @@ from accord.messages import (
     Hello,
     Join,
     Leave,
+    Phase,
     Pull,
     Push,
     Refused,
@@ -43,7 +44,14 @@ from accord.messages import (
 )
 from accord.model_file import write_model
 from accord.onion import onion_from_public_key
-from accord.problems import NOT_PUBLISHED, NOT_SOLVED, STALE_TICKET, UNKNOWN_CLIENT, PeerProblem
+from accord.problems import (
+    ENDED,
+    NOT_PUBLISHED,
+    NOT_SOLVED,
+    STALE_TICKET,
+    UNKNOWN_CLIENT,
+    PeerProblem,
+)
 from accord.schema import Constraints, Field, Schema
 from accord.task import Clients, Puzzles, Task, Training, sign, task_id
 from client.session import Pace
@@ -106,6 +114,8 @@ class StandIn:
         turns: answers to messages of the training, one by one, instead of the usual ones.
         waits: how many messages are answered by Wait first.
         expired: how many Joins are refused as too late.
+        phase: what its status says until the model is published.
+        silent: messages of the training are taken and never answered, as by a dead machine.
         heard: all that came: (path, headers, body).
     """
 
@@ -116,6 +126,8 @@ class StandIn:
     waits: int = 0
     expired: int = 0
     door: int = 2
+    phase: Phase = "training"
+    silent: bool = False
     published: bool = False
     updates: int = 0
     connections: int = 0
@@ -166,6 +178,8 @@ class StandIn:
         if request.path == "/task":
             return web.Response(body=self.task_bytes or encode(self.signed))
         if request.path == "/puzzle":
+            if self.published:
+                return web.Response(status=410, body=encode(refused(PeerProblem(ENDED))))
             self.puzzles += 1
             return web.Response(
                 body=encode(AdmissionPuzzle(secrets.token_bytes(16), self.door, 600.0)))
@@ -173,16 +187,18 @@ class StandIn:
             if self.model is None:
                 return web.Response(status=404, body=encode(refused(PeerProblem(NOT_PUBLISHED))))
             return web.Response(body=self.model)
-        phase = "published" if self.published else "training"
+        phase: Phase = "published" if self.published else self.phase
         return web.Response(body=encode(Status(
-            phase=phase, title="", task=task_id(self.signed), clients=1, needed=1,
+            phase=phase, title="", task=task_id(self.signed), clients=1, needed=2,
             updates=self.updates, max_updates=10, error=None, best_error=None, baseline=0.4,
-            rounds=0, strikes=0, seconds=1.0, left=60.0)))
+            rounds=0, strikes=0, seconds=1.0, left=3540.0)))
 
     async def _join(self, request: web.Request) -> web.Response:
         raw = await request.read()
         self.heard.append((request.path, dict(request.headers), raw))
         join = decode(raw, Join)
+        if self.published and join.lock not in self.tokens:
+            return web.Response(status=410, body=encode(refused(PeerProblem(ENDED))))
         if self.expired or not puzzle.verify(join.lock, join.solution, self.door):
             self.expired -= 1
             return web.Response(status=403, body=encode(refused(PeerProblem(NOT_SOLVED))))
@@ -208,6 +224,8 @@ class StandIn:
                 continue
             said = decode(message.data, FromClient, push_limit(self.task.dimension))
             self.messages += 1
+            if self.silent:
+                continue
             turn = self._turn(said)
             if self.cut_every and self.messages % self.cut_every == 0:
                 assert request.transport is not None
@@ -223,6 +241,8 @@ class StandIn:
         if self.turns and not isinstance(said, Leave):
             return self.turns.pop(0)
         receipt = b""
+        if isinstance(said, Pull) and self.tickets and not self.published:
+            return Turn(b"", next(iter(self.tickets.values())))
         if isinstance(said, Push):
             if said.ticket in self.spent:
                 return Turn(said.ticket, self._next())

@@ -44,11 +44,22 @@ from accord.problems import (
     Kind,
     Problem,
 )
-from accord.task import sign, task_id
+from accord.task import Clients, sign, task_id
 from client.agent import Agent
 from client.budget import Budget, Ledger
 from client.dataset import load
-from client.events import Admitted, Event, Reconnecting, Spent, Update, Waiting
+from client.events import (
+    Admitted,
+    Event,
+    Following,
+    Late,
+    Reconnecting,
+    Silent,
+    Solving,
+    Spent,
+    Update,
+    Waiting,
+)
 from client.noise import Release
 from client.session import MOST_REFUSALS, Session, load_session, save_session
 from client.trainer import Trainer
@@ -186,9 +197,15 @@ async def test_a_spent_budget_stops_and_then_fetches_the_model(person: Person) -
     async with broker.serve() as way:
         going = asyncio.create_task(person.run(broker, way))
         await soon(lambda: bool(person.saw(Spent)))
-        await soon(lambda: bool(person.saw(Waiting)))
+        await soon(lambda: bool(person.saw(Following)))
+        assert person.saw(Following)[0] == Following(
+            "training", 1, 2, broker.updates, 10, 3540.0)
+        broker.phase = "paused"
+        await soon(lambda: person.saw(Following)[-1].phase == "paused")  # type: ignore[attr-defined]
         broker.finish()
         assert await going == "published"
+    (spent,) = person.saw(Spent)
+    assert isinstance(spent, Spent) and 0.5 < spent.epsilon <= 1.0 == spent.budget
     assert broker.left == 1
     assert broker.updates == person.paid() > 0
     with person.ledger() as ledger:
@@ -340,6 +357,63 @@ async def test_a_model_by_another_address_is_not_kept(person: Person) -> None:
     async with broker.serve() as way, refuses(BAD_MODEL):
         await person.run(broker, way)
     assert not Path(person.session.output).exists()
+
+
+async def test_whoever_comes_after_the_end_gets_the_model(person: Person) -> None:
+    broker = StandIn()
+    broker.finish()
+    person.write(broker)
+    async with broker.serve() as way:
+        assert await person.run(broker, way) == "published"
+    assert person.saw(Late) and not person.saw(Admitted)
+    assert Path(person.session.output).exists() and person.paid() == 0
+
+
+async def test_signs_of_life_during_a_long_puzzle(
+    person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = StandIn(task=make_task(clients=Clients(minimum=1, silence=0.6)), publish_after=2)
+    person.write(broker)
+    search = Agent._search
+
+    async def slow(self: Agent, lock: bytes, difficulty: int, *, door: bool) -> bytes:
+        await asyncio.sleep(0 if door else 0.3)
+        return await search(self, lock, difficulty, door=door)
+
+    monkeypatch.setattr(Agent, "_search", slow)
+    async with broker.serve() as way:
+        assert await person.run(broker, way) == "published"
+    # One for the first ticket, and one for each ticket while it was worked on.
+    assert broker.ws.count(encode(Pull())) >= 3
+    assert broker.updates == 2 == person.paid()
+
+
+async def test_a_broker_that_says_nothing_is_said_to_be_silent(person: Person) -> None:
+    broker = StandIn(silent=True)
+    person.write(broker)
+    person.pace = replace(QUICK, answer=0.3, silent=0.1)
+    async with broker.serve() as way:
+        going = asyncio.create_task(person.run(broker, way))
+        await soon(lambda: len(person.saw(Silent)) >= 2)
+        await soon(lambda: bool(person.saw(Reconnecting)))
+        broker.silent = False
+        assert await going == "published"
+    assert broker.connections > 1
+    assert not isinstance(person.events[-1], Silent)
+
+
+async def test_numbers_of_a_broker_that_is_away_do_not_look_fresh(person: Person) -> None:
+    person.budget = 1.0
+    person.pace = replace(QUICK, silent=0.2)
+    broker = StandIn(publish_after=1000)
+    person.write(broker)
+    async with refuses(LOST):
+        async with broker.serve() as way:
+            going = asyncio.create_task(person.run(broker, way))
+            await soon(lambda: bool(person.saw(Following)))
+        await going
+    last = [event for event in person.events if not isinstance(event, Solving)][-2:]
+    assert any(isinstance(event, Silent) for event in last)
 
 
 async def test_an_early_end_fetches_without_any_update(person: Person) -> None:

@@ -7,7 +7,9 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,11 +25,13 @@ from click.testing import CliRunner, Result
 from client_world import CURATOR, HEADER, ONION, SEED, StandIn, make_task, write_rows
 
 import tormentor
+from accord.console import TorOptions, default_state
+from accord.control import Socks
 from accord.files import write_whole
 from accord.messages import SignedTask, encode
 from accord.model_file import read_model, write_model
 from accord.task import sign
-from client import agent
+from client import agent, cli
 from client.session import load_session, save_session
 
 ROOT = Path(__file__).parent.parent
@@ -121,9 +125,10 @@ def test_from_join_to_predict(world: World) -> None:
     told = joined.stderr
     for part in ("Who pays?", "A task of the tests.", CURATOR.public_key().public_bytes_raw().hex(),
                  "age", "0 ... 120", "north | south", "in years", "(the answer)",
-                 "10 updates", "One update costs", "The budget buys", "What is sent",
-                 "What never is"):
+                 "10 updates", "One update costs", "all 10 updates of this training",
+                 "Your data   211 rows", "Sent        noised updates", "Never sent  your rows"):
         assert part in told
+    assert all(len(line) <= 80 for line in told.splitlines() if "WARNING" not in line)
     assert f"tormentor solve {ONION}" in joined.stdout
     assert world.session.stat().st_mode & 0o777 == 0o600
     # Joining asks, and sends nothing of ours.
@@ -153,8 +158,45 @@ def test_from_join_to_predict(world: World) -> None:
     assert table[0] == "row,probability,answer" and len(table) == 212
     assert {line.split(",")[2] for line in table[1:]} <= {"yes", "no"}
 
-    again = world.run("solve", "--json")
-    refused(again, 2, "no-session")
+    for which in ([], [ONION], ["--session", world.session]):
+        again = world.run("solve", *which)
+        assert again.exit_code == 0 and "tormentor join" not in again.output
+        assert "the model is saved as" in again.stdout and str(world.model) in again.stdout
+        again = world.run("solve", *which, "--json")
+        assert json.loads(again.stdout) == {
+            "event": "end", "outcome": "published", "model": str(world.model)}
+
+
+def test_what_to_type_next_works_as_typed(world: World) -> None:
+    joined = world.join("--session", world.home / "my session.json")
+    assert joined.exit_code == 0, joined.output
+    typed = shlex.split(joined.stdout.splitlines()[-1])
+    assert typed == [
+        "tormentor", "solve", "--session", str(world.home / "my session.json"), "--state",
+        str(world.home / "state"), "--tor", "none", "--direct", f"127.0.0.1:{world.port}"]
+    done = world_free(*typed[1:])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(("tor", "more"), [
+    (TorOptions("launch", None, None, None), ""),
+    (TorOptions("launch", None, Path("my torrc"), None), "--torrc 'my torrc'"),
+    (TorOptions("system", Socks("127.0.0.1", 9150), None, None),
+     "--tor system --socks 127.0.0.1:9150"),
+    (TorOptions("system", None, None, None), "--tor system"),
+])
+def test_what_to_type_next_has_what_is_not_the_default(tor: TorOptions, more: str) -> None:
+    typed = cli._solve_command(ONION, None, default_state(), tor)
+    assert typed == f"tormentor solve {ONION} {more}".strip()
+
+
+def test_after_the_end_anyone_gets_the_model(world: World) -> None:
+    assert world.join().exit_code == 0
+    world.broker.finish()
+    done = world.run("solve")
+    assert done.exit_code == 0, done.output
+    assert "had ended before we were admitted" in done.stderr
+    assert world.model.exists() and world.paid() == 0
 
 
 def world_free(*arguments: object) -> Result:
@@ -188,6 +230,18 @@ def test_a_spent_budget_and_nobody_waits(world: World) -> None:
     world.broker.finish()
     assert world.run("solve").exit_code == 0
     assert world.model.exists()
+
+
+def test_a_spent_budget_in_words(world: World) -> None:
+    world.broker.publish_after = 10_000
+    assert world.join("--budget", 1).exit_code == 0
+    spent = world.run("solve", "--no-wait")
+    assert spent.exit_code == 10
+    assert "Going on with" in spent.stderr and "mine.csv" in spent.stderr
+    assert "epsilon 1 an update" in spent.stderr and "budget 1 at delta" in spent.stderr
+    assert re.search(r"The privacy budget is spent: epsilon 0\.\d+ of 1\.$", spent.stderr, re.M)
+    assert shlex.split(spent.stdout.splitlines()[-1])[:4] == [
+        "tormentor", "solve", ONION, "--state"]
 
 
 @pytest.mark.slow
@@ -291,6 +345,13 @@ def test_a_refusal_in_words_is_one_sentence(world: World) -> None:
     told = world.join("--epsilon", 0)
     assert told.exit_code == 2 and told.stdout == ""
     assert told.stderr.startswith("Error: --epsilon must be") and told.stderr.count("\n") == 1
+    assert "at most 1,000,000" in told.stderr
+    # No list of columns before it, either, when it takes the task to know.
+    world.data.write_text("a,b,c,d,e\n" + f"{ROW}\n" * 60)
+    told = world.join()
+    assert told.exit_code == 3
+    said = [line for line in told.stderr.splitlines() if not line.startswith("WARNING")]
+    assert len(said) == 1 and said[0].startswith("Error: ")
 
 
 def test_k_above_the_tasks_maximum(world: World) -> None:
@@ -330,19 +391,39 @@ def test_a_door_that_is_too_hard(world: World) -> None:
 
 def test_an_unfinished_session_is_not_replaced(world: World) -> None:
     assert world.join().exit_code == 0
-    # It has no place yet: nothing is lost.
+    # The same once more is the same session.
     assert world.join().exit_code == 0
+    before = load_session(world.session)
+    heard = len(world.broker.heard)
+    other = write_rows(world.home / "other.csv", seed=2)
+    for more, what in ((["--data", other], "data file"), (["--epsilon", 2], "--epsilon"),
+                       (["--budget", 9, "--batch", 51], "--batch and --budget")):
+        told = world.join(*more, "--json")
+        refused(told, 2, "unfinished")
+        sentence = json.loads(told.stdout)["sentence"]
+        assert f"with another {what};" in sentence and "--again" in sentence
+        assert str(world.session) in sentence
+    assert load_session(world.session) == before and len(world.broker.heard) == heard
     from msgspec.structs import replace
 
-    save_session(world.session, replace(load_session(world.session), token=b"t" * 32))
-    refused(world.join("--json"), 2, "bad-option")
-    assert load_session(world.session).token
-    assert world.join("--session", world.home / "other.json").exit_code == 0
+    save_session(world.session, replace(before, token=b"t" * 32))
+    assert world.join().exit_code == 0
+    assert load_session(world.session).token == b"t" * 32
+    refused(world.join("--epsilon", 2, "--json"), 2, "unfinished")
+    assert world.join("--epsilon", 2, "--session", world.home / "other.json").exit_code == 0
     assert world.join("--again").exit_code == 0
     assert load_session(world.session).token is None
     # What is no session is never written over.
     refused(world.join("--session", world.data, "--again", "--json"), 2, "bad-option")
     assert world.data.read_text().startswith(HEADER)
+    # A damaged one in our own place is named, and --again replaces it.
+    world.session.write_text("{}")
+    told = world.join("--json")
+    refused(told, 2, "bad-option")
+    sentence = json.loads(told.stdout)["sentence"]
+    assert sentence.startswith(str(world.session)) and "--again" in sentence
+    assert "--session" not in sentence
+    assert world.join("--again").exit_code == 0
 
 
 def test_a_file_at_the_output_is_not_replaced(world: World) -> None:
@@ -492,7 +573,9 @@ def test_predict_wrong_data(model: Path, tmp_path: Path, content: str, code: str
 def test_verify(model: Path, tmp_path: Path) -> None:
     told = world_free("verify", model, "--json")
     assert told.exit_code == 0 and json.loads(told.stdout)["onion"] == ONION
-    refused(world_free("verify", tmp_path / "none", "--json"), 3, "no-file")
+    refused(world_free("verify", tmp_path / "none", "--json"), 9, "no-model")
+    refused(world_free("predict", tmp_path / "none", "--data", model, "--json"), 9, "no-model")
+    refused(world_free("predict", model, "--data", tmp_path / "none", "--json"), 3, "no-file")
     refused(world_free("verify", model, "--onion", "x", "--json"), 2, "not-an-onion")
     raw = bytearray(model.read_bytes())
     raw[-1] ^= 1

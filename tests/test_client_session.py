@@ -28,7 +28,6 @@ from accord.problems import (
     AWAY,
     BAD_SESSION,
     BAD_WEIGHTS,
-    INTERNAL,
     KINDS,
     LOCKED,
     LOST,
@@ -51,13 +50,13 @@ from client.session import (
     save_session,
 )
 
-D, HARDEST = 3, 4
+D, HARDEST, SILENCE = 3, 4, 60.0
 PACE = Pace(first=1.0, longest=30.0, answer=60.0, patience=600.0)
 DELTA = np.array([0.1, 0.2, 0.3], dtype=np.float32)
 
 
 def talk(money: int = 1000) -> Conversation:
-    return Conversation(ONION, b"t" * 32, D, HARDEST, lambda: money > 0, PACE)
+    return Conversation(ONION, b"t" * 32, D, HARDEST, lambda: money > 0, PACE, SILENCE)
 
 
 def work(ticket: int = 1, **changes: object) -> Work:
@@ -73,7 +72,7 @@ def test_hello_pull_work_push_receipt() -> None:
     assert it.sending(0.0) is None
     step = it.receive(Turn(b"", work(1)), 1.0)
     assert isinstance(step, Step) and step.difficulty == 2 and (step.weights == 1).all()
-    assert it.sending(1e6) is None and it.wake(1e6) == math.inf
+    assert it.sending(1e6) is None and it.wake(1e6) > 0
     it.answer(b"s", DELTA, 5.0)
     push = it.sending(5.0)
     assert push == Push(b"\x01" * 16, b"s", vector_to_wire(DELTA))
@@ -139,10 +138,30 @@ def test_refusals_without_end_do_end() -> None:
     assert caught.value.kind is STALE_TICKET and it.sending(1e9) is None
 
 
-def test_a_brokers_own_mistake_keeps_the_push() -> None:
+@pytest.mark.parametrize("code", ["internal", "full"])
+def test_a_broker_in_trouble_is_as_good_as_away_and_keeps_the_push(code: str) -> None:
     it, push = working()
-    it.receive(Turn(b"", Refused(INTERNAL.code, {})), 0.0)
-    assert it.sending(0.5) is None and it.sending(10.0) == push
+    numbers = {"maximum": 3} if code == "full" else {}
+    for number in range(3 * MOST_REFUSALS):
+        with pytest.raises(Problem) as caught:
+            it.receive(Turn(b"", Refused(code, numbers)), float(number))
+        assert caught.value.kind is AWAY
+        it.lost(float(number), 0.5)
+        it.connected(float(number))
+        # However often: it is said again, nothing more is paid, and nobody is hung up.
+        assert it.sending(float(number)) == push
+    assert isinstance(it.receive(Turn(push.ticket, work(2)), 40.0), Step)
+    assert it.updates == 1
+
+
+def test_a_broker_in_trouble_is_not_waited_for_for_ever() -> None:
+    it, _ = working()
+    with pytest.raises(Problem) as caught:
+        for number in range(10_000):
+            with pytest.raises(Problem):
+                it.receive(Turn(b"", Refused("internal", {})), float(number))
+            it.lost(float(number), 0.5)
+    assert caught.value.kind is LOST
 
 
 def test_work_that_crosses_is_not_paid_for_twice() -> None:
@@ -190,6 +209,43 @@ def test_a_bad_ticket_ends_it_before_anything_is_spent(bad: Work, kind: object) 
     assert caught.value.kind is kind
     assert it.sending(1e9) is None
     assert it.receive(Turn(b"", work()), 0.0) is None
+
+
+def test_long_work_is_broken_by_signs_of_life() -> None:
+    it = talk()
+    it.connected(0.0)
+    it.sending(0.0)
+    assert isinstance(it.receive(Turn(b"", work(1)), 1.0), Step)
+    assert it.wake(1.0) == 20.0 and it.sending(20.9) is None
+    assert it.sending(21.0) == Pull()
+    # The same ticket comes again; it is ignored, and nobody's silence is counted meanwhile.
+    assert it.receive(Turn(b"", work(1)), 22.0) is None
+    assert it.sending(41.0) == Pull() and it.wake(41.0) == 20.0
+    # Near the end of the silence the broker would give another ticket, and ours would be stale.
+    assert it.sending(61.0) is None
+    it.answer(b"s", DELTA, 70.0)
+    assert isinstance(it.sending(70.0), Push)
+
+
+def test_no_sign_of_life_for_a_ticket_that_may_be_old() -> None:
+    it = talk()
+    it.connected(0.0)
+    assert it.sending(0.0) == Pull()
+    # Its answer was lost with the connection, so the ticket may have been issued at 0.
+    it.connected(45.0)
+    assert it.sending(45.0) == Pull()
+    assert isinstance(it.receive(Turn(b"", work(1)), 46.0), Step)
+    assert it.sending(66.0) is None
+
+
+def test_silence_is_noticed_soon_but_not_at_once() -> None:
+    it = Conversation(ONION, b"t" * 32, D, HARDEST, lambda: True, Pace(), SILENCE)
+    it.connected(0.0)
+    assert it.sending(0.0) == Pull() and it.wake(0.0) == 20.0
+    assert it.sending(19.9) is None and it.sending(20.0) == Pull()
+    with pytest.raises(Problem) as caught:
+        it.wake(40.0)
+    assert caught.value.kind is AWAY
 
 
 def test_a_silent_broker_counts_as_gone() -> None:
@@ -247,13 +303,13 @@ def test_no_broker_crashes_it_or_makes_it_pay_for_nothing(
     with money left; after the end nothing is sent; every message that is sent can be decoded."""
     left = money
     now = 0.0
-    it = Conversation(ONION, b"t" * 32, D, HARDEST, lambda: left > 0, PACE)
+    it = Conversation(ONION, b"t" * 32, D, HARDEST, lambda: left > 0, PACE, SILENCE)
     it.connected(now)
     busy = over = False
     for act in acts:
         message = it.sending(now)
         if message is not None:
-            assert not over and not busy
+            assert not over and (not busy or message == Pull())
             assert decode(encode(message), Pull | Push) == message
         try:
             if act == "made":
