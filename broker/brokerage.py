@@ -79,12 +79,10 @@ class Ticket:
     Attributes:
         work: as it was sent; sent again, to the letter, when the client asks again.
         snapshot: for a validation ticket, the snapshot that it holds.
-        issued: when.
     """
 
     work: Work
     snapshot: np.ndarray | None
-    issued: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +231,13 @@ class Brokerage:
         self._weigh(now)
         return Welcome(token)
 
+    def _renew(self, name: bytes) -> None:
+        """One that was away and asks for work gets it from today's weights; but being away is no
+        way past a snapshot."""
+        ticket = self._tickets.get(name)
+        if ticket is not None and ticket.snapshot is None and name not in self._aggregator.round:
+            del self._tickets[name]
+
     def _leave(self, name: bytes, now: float) -> None:
         self._registry.leave(name)
         self._aggregator.round.pop(name, None)
@@ -307,10 +312,13 @@ class Brokerage:
                 self._leave(name, now)
             return self._turn(name, b"", now)
         if not repeated:
+            away = not self._registry.present(name, now)
             try:
                 self._registry.heard(name, now)
             except PeerProblem as problem:
                 return Turn(b"", refused(problem))
+            if away and isinstance(message, Pull):
+                self._renew(name)
             self._weigh(now)
         if isinstance(message, Pull):
             return self._turn(name, b"", now)
@@ -363,11 +371,9 @@ class Brokerage:
             return Turn(receipt, self._round_open(now))
         ticket = self._tickets.get(name)
         # A repeated message must be harmless: a second ticket would make the first one stale, and
-        # waste the noise that may already have been paid for. But weights grow old.
-        if ticket is None or now - ticket.issued > self.task.clients.silence:
-            # Waiting is no way past a snapshot: whoever held one gets it again.
-            held = None if ticket is None else ticket.snapshot
-            snapshot = self._validator.snapshot_for(name) if held is None else held
+        # waste the noise that may already have been paid for.
+        if ticket is None:
+            snapshot = self._validator.snapshot_for(name)
             weights = self._aggregator.weights if snapshot is None else snapshot
             work = Work(
                 ticket=self._random(TICKET_BYTES),
@@ -375,7 +381,7 @@ class Brokerage:
                 lock=self._admission.lock(),
                 difficulty=self._admission.difficulty(name),
             )
-            ticket = self._tickets[name] = Ticket(work, snapshot, now)
+            ticket = self._tickets[name] = Ticket(work, snapshot)
         return Turn(receipt, ticket.work)
 
     def _wait(self, why: str, have: int, need: int) -> Wait:

@@ -74,11 +74,15 @@ class Registry:
             PeerProblem: ``FULL`` when it had been given up and its place is taken.
         """
         member = self.members[name]
-        if member.seen < now - self._rules.silence:
+        if not self.present(name, now):
             maximum = self._rules.maximum
             if self.standing(now)[0] >= maximum:
                 raise PeerProblem(FULL, maximum=maximum)
         member.seen = now
+
+    def present(self, name: bytes, now: float) -> bool:
+        """Whether a session was heard of lately enough."""
+        return self.members[name].seen >= now - self._rules.silence
 
     def surplus(self) -> list[bytes]:
         """The sessions to be forgotten so that memory has an end: the longest silent ones, those

@@ -272,8 +272,6 @@ class Conversation:
         self._pending: Push | None = None
         self._due = 0.0
         self._asked: float | None = None  # on this connection
-        self._unanswered: float | None = None  # on whichever
-        self._issued = 0.0  # when our ticket was, at the earliest
         self._refusals = 0
         self._over = False
 
@@ -295,13 +293,11 @@ class Conversation:
         if self._over or now < self._due:
             return None
         if self._ticket is not None:
+            # A sign of life: the broker gives the same ticket again.
             self._due = now + self._silence / 3
-            # Later, and it might arrive when the broker thinks the ticket too old: then another
-            # would take its place, and ours would be paid for in vain.
-            return Pull() if now <= self._issued + self._silence * 5 / 6 else None
+            return Pull()
         self._due = now + self._pace.answer
         self._asked = now if self._asked is None else self._asked
-        self._unanswered = now if self._unanswered is None else self._unanswered
         return self._pending or Pull()
 
     def wake(self, now: float) -> float:
@@ -337,9 +333,7 @@ class Conversation:
             # patience, and it is no fault of ours that would be counted.
             raise Problem(AWAY, address=self._onion, why="it is in trouble, or full")
         self._back_off.answered()
-        if self._ticket is None:
-            self._issued = now if self._unanswered is None else self._unanswered
-        self._asked = self._unanswered = None
+        self._asked = None
         if self._pending is not None and turn.receipt == self._pending.ticket:
             self._pending = None
             self._refusals = 0

@@ -231,6 +231,8 @@ async def _follow(command: Command, view: ClientView) -> None:
                     "training", int(event["updates"]), float(event["epsilon"]))
             case "waiting":
                 view.state = f"waiting ({event['have']} of {event['need']})"
+            case "following":
+                view.state = "waiting for the model"
             case "end":
                 view.end, view.state = event, str(event["outcome"])
                 view.updates, view.spent = int(event["updates"]), float(event["epsilon_total"])

@@ -72,7 +72,7 @@ def test_hello_pull_work_push_receipt() -> None:
     assert it.sending(0.0) is None
     step = it.receive(Turn(b"", work(1)), 1.0)
     assert isinstance(step, Step) and step.difficulty == 2 and (step.weights == 1).all()
-    assert it.sending(1e6) is None and it.wake(1e6) > 0
+    assert it.sending(2.0) is None and it.wake(2.0) == 19.0
     it.answer(b"s", DELTA, 5.0)
     push = it.sending(5.0)
     assert push == Push(b"\x01" * 16, b"s", vector_to_wire(DELTA))
@@ -221,21 +221,9 @@ def test_long_work_is_broken_by_signs_of_life() -> None:
     # The same ticket comes again; it is ignored, and nobody's silence is counted meanwhile.
     assert it.receive(Turn(b"", work(1)), 22.0) is None
     assert it.sending(41.0) == Pull() and it.wake(41.0) == 20.0
-    # Near the end of the silence the broker would give another ticket, and ours would be stale.
-    assert it.sending(61.0) is None
+    assert it.sending(61.0) == Pull()
     it.answer(b"s", DELTA, 70.0)
     assert isinstance(it.sending(70.0), Push)
-
-
-def test_no_sign_of_life_for_a_ticket_that_may_be_old() -> None:
-    it = talk()
-    it.connected(0.0)
-    assert it.sending(0.0) == Pull()
-    # Its answer was lost with the connection, so the ticket may have been issued at 0.
-    it.connected(45.0)
-    assert it.sending(45.0) == Pull()
-    assert isinstance(it.receive(Turn(b"", work(1)), 46.0), Step)
-    assert it.sending(66.0) is None
 
 
 def test_silence_is_noticed_soon_but_not_at_once() -> None:
