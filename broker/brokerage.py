@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -57,10 +57,9 @@ from accord.problems import (
 from accord.task import Task, open_task, task_id
 from broker.admission import Admission, session_name
 from broker.aggregator import Aggregator
+from broker.records import Changes, ModelRow, SessionRow
 from broker.registry import NEVER, Member, Registry
 from broker.validator import Validator
-
-__all__ = ["Brokerage", "Changes", "ModelRow", "SessionRow", "session_name"]
 
 MEASURE_CELLS: Final = 200_000
 """The error is measured after each update while the validation set has at most so many numbers,
@@ -83,50 +82,6 @@ class Ticket:
 
     work: Work
     snapshot: np.ndarray | None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRow:
-    """What must outlive a crash, of the model: its state, never a history of updates.
-
-    ``seconds`` is how long ago training first began (None: not yet).
-    """
-
-    phase: Phase
-    weights: np.ndarray
-    updates: int
-    best_weights: np.ndarray
-    best_loss: float | None
-    best_error: float | None
-    improved: int
-    rounds: int
-    strikes: int
-    seconds: float | None
-    ended: str
-
-
-@dataclass(frozen=True, slots=True)
-class SessionRow:
-    """What must outlive a crash, of a session. ``spent`` is the ticket acknowledged last."""
-
-    name: bytes
-    min_clients: int
-    updates: int
-    strikes: int
-    influence: float
-    spent: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What has changed since the last time it was asked."""
-
-    model: ModelRow | None
-    sessions: list[SessionRow]
-    forgotten: list[bytes] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return self.model is not None or bool(self.sessions) or bool(self.forgotten)
 
 
 class Brokerage:

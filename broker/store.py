@@ -15,7 +15,7 @@ import numpy as np
 
 from accord.messages import SignedTask
 from accord.problems import DISK, Problem
-from broker.brokerage import Changes, ModelRow, SessionRow
+from broker.records import Changes, ModelRow, SessionRow
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS task (

@@ -1,0 +1,56 @@
+"""What must outlive a crash: the records that the brokerage gives and the store keeps. Pure.
+
+State, never a history of anybody's updates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from accord.messages import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """What must outlive a crash, of the model: its state, never a history of updates.
+
+    ``seconds`` is how long ago training first began (None: not yet).
+    """
+
+    phase: Phase
+    weights: np.ndarray
+    updates: int
+    best_weights: np.ndarray
+    best_loss: float | None
+    best_error: float | None
+    improved: int
+    rounds: int
+    strikes: int
+    seconds: float | None
+    ended: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """What must outlive a crash, of a session. ``spent`` is the ticket acknowledged last."""
+
+    name: bytes
+    min_clients: int
+    updates: int
+    strikes: int
+    influence: float
+    spent: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What has changed since the last time it was asked."""
+
+    model: ModelRow | None
+    sessions: list[SessionRow]
+    forgotten: list[bytes] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return self.model is not None or bool(self.sessions) or bool(self.forgotten)
