@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,9 @@ def test_tor_is_too_old(tmp_path, monkeypatch):
 def test_a_tor_that_cannot_start_says_why(tmp_path):
     wrong = tmp_path / "wrong.torrc"
     wrong.write_text("NoSuchOption 1\n")
-    ended = CliRunner().invoke(broker, ["--state", str(tmp_path / "s"), "--torrc", str(wrong)])
+    # A unix socket's path is short, and pytest's directories are not.
+    with tempfile.TemporaryDirectory() as state:
+        ended = CliRunner().invoke(broker, ["--state", state, "--torrc", str(wrong)])
     assert ended.exit_code == 5
     assert "NoSuchOption" in one_sentence(ended.stderr)
 
