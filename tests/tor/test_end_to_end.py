@@ -145,8 +145,11 @@ async def test_nobody_trains_below_anyones_k_and_the_fifth_starts_it(tornet, tmp
         async def join(number: int, k: int) -> Command:
             return await stack.enter_async_context(client(tornet, tmp_path, onion, number, k))
 
-        three = [await join(1, 5), await join(2, 1), await join(3, 1)]
-        waits = await asyncio.gather(*(until(each, "waiting") for each in three))
+        # The demanding one comes first: the others alone would be enough for each other.
+        three = [await join(1, 5)]
+        waits = [await until(three[0], "waiting")]
+        three += [await join(2, 1), await join(3, 1)]
+        waits += await asyncio.gather(*(until(each, "waiting") for each in three[1:]))
         assert {wait["why"] for wait in waits} == {"too-few-clients"}
         while waits[1]["have"] < 3 or waits[1]["need"] < 5:
             waits[1] = await until(three[1], "waiting")
