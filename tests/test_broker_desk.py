@@ -179,6 +179,20 @@ async def test_a_cut_conversation_goes_on_and_a_resent_update_counts_once(tmp_pa
         assert (await status(route, onion)).updates == 1
 
 
+async def test_a_second_connection_of_a_session_takes_over(tmp_path):
+    async with open_desk(tmp_path) as (desk, route):
+        onion = await curate(route, make_task())
+        async with visit(route, onion) as old:
+            work = (await old.ask(Pull())).next
+            async with visit(route, onion, token=old.token) as new:
+                assert (await new.ask(Pull())).next == work
+                with pytest.raises(Problem):
+                    await old.hear()
+                assert (await new.step(work)).receipt == work.ticket
+                assert len(desk._models[onion].app._conversations) == 1
+        assert (await status(route, onion)).updates == 1
+
+
 async def test_a_desk_started_again_goes_on_at_the_same_address(tmp_path):
     task = make_task(training=Training(max_updates=3, max_norm=1.0))
     async with open_desk(tmp_path) as (_, route):
