@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import functools
 import os
-import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
@@ -23,7 +22,7 @@ from typing import IO, Any, Final, NoReturn, ParamSpec, TypeVar
 import click
 import msgspec
 
-from accord.circuit import Circuit, Route
+from accord.circuit import Circuit, Route, fresh_identity
 from accord.control import Progress, Socks
 from accord.files import private_directory
 from accord.problems import BAD_OPTION, EXIT_INTERRUPTED, Problem
@@ -261,7 +260,7 @@ def _try_lock(file: IO[str]) -> bool:
 
 def circuit(way: Route, onion: str) -> Circuit:
     """A circuit to an onion under a fresh identity, shared with nobody and nothing else."""
-    return Circuit(way, onion, secrets.token_hex(16))
+    return Circuit(way, onion, fresh_identity())
 
 
 async def unless_away(

@@ -19,11 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from accord.circuit import Circuit, Route, fresh_identity
 from accord.files import write_whole
-from accord.onion import expanded_key, onion_from_public_key
+from accord.onion import expanded_key, onion_from_seed
 from accord.problems import AWAY, BAD_KEY, TOR_REFUSED, TOR_USER, PeerProblem, Problem
 from accord.tor import ControlRefused, Tor, Version
 
@@ -64,12 +62,6 @@ def load_or_create_seed(path: Path) -> bytes:
     return seed
 
 
-def onion_of(seed: bytes) -> str:
-    """The address of the service whose key this seed is."""
-    public = Ed25519PrivateKey.from_private_bytes(seed).public_key()
-    return onion_from_public_key(public.public_bytes_raw())
-
-
 class HiddenServices:
     """The onion services of one broker.
 
@@ -99,7 +91,7 @@ class HiddenServices:
         Raises:
             Problem: ``TOR_REFUSED``; ``TOR_CONTROL`` without a control connection; ``TOR_AWAY``.
         """
-        onion = onion_of(seed)
+        onion = onion_from_seed(seed)
         key = base64.b64encode(expanded_key(seed)).decode("ascii")
         # The path is taken as it is up to the next space; quotes would become part of it.
         target = str(target_socket)

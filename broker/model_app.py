@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from aiohttp import WSMsgType, web
 
+from accord.circuit import SLOWEST
 from accord.messages import (
     SMALL_LIMIT,
     FromClient,
@@ -53,8 +54,6 @@ GOODBYE: Final = 2.0
 """Seconds that a conversation which is over waits for the other side to agree."""
 READ_SECONDS: Final = 30.0
 """Seconds that a request body may take, besides those for its size."""
-SLOWEST: Final = 16_384
-"""Bytes per second below which an upload is given up."""
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
     "X-Content-Type-Options": "nosniff",

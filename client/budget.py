@@ -47,6 +47,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from accord.files import sync_directory
 from accord.problems import BAD_LEDGER, BUDGET_SMALL, BUDGET_SPENT, DISK, LOCKED, Problem
 from client.noise import Release
 from client.words import number
@@ -327,7 +328,7 @@ class Ledger:
                 self._append([b"ledger 1 %s" % self._fingerprint.encode()])
         # Every time, as whoever made the file may have been killed before it came to this.
         for synced in (directory, *(path.parent for path in made)):
-            _sync_directory(synced)
+            sync_directory(synced)
 
     def _replay(self, content: bytes) -> None:
         """Take in the whole file; cut a torn tail off."""
@@ -415,15 +416,6 @@ class Ledger:
 
     def _disk(self, error: OSError) -> Problem:
         return Problem(DISK, path=self.path, why=error.strerror or str(error))
-
-
-def _sync_directory(directory: Path) -> None:
-    """Have a directory's entries on disk: a synced file that has no name is lost all the same."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class Budget:

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from aiohttp import web
 from click.testing import CliRunner, Result
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import tormentor
 from accord.messages import (
@@ -31,7 +30,7 @@ from accord.messages import (
     refused,
 )
 from accord.model_file import write_model
-from accord.onion import onion_from_public_key
+from accord.onion import onion_from_seed
 from accord.problems import (
     NOT_FOUND,
     PeerProblem,
@@ -46,12 +45,7 @@ HERE = Path(__file__).resolve().parent.parent
 SEED = bytes(range(32))
 
 
-def onion_of(seed: bytes) -> str:
-    key = Ed25519PrivateKey.from_private_bytes(seed).public_key()
-    return onion_from_public_key(key.public_bytes_raw())
-
-
-DESK, MODEL = onion_of(b"d" * 32), onion_of(SEED)
+DESK, MODEL = onion_from_seed(b"d" * 32), onion_from_seed(SEED)
 ROWS = "age,town,sick\n" + "".join(
     f"{20 + 3 * i % 50},{'Oslo' if i % 3 else 'Lima'},{i % 2}\n" for i in range(30))
 AWAY = "away"
@@ -84,7 +78,8 @@ class StandIn:
     def publish(self, signed: SignedTask, seed: bytes = SEED) -> bytes:
         """Make a model of a task, and say that it is published."""
         task = open_task(signed, "stand-in")
-        raw = write_model(seed, onion_of(seed), signed, np.ones(task.dimension), 7, "patience")
+        weights = np.ones(task.dimension)
+        raw = write_model(seed, onion_from_seed(seed), signed, weights, 7, "patience")
         self.answers["GET /model"] = raw
         self.answers["GET /status"] = encode(status("published", ended="patience"))
         return raw

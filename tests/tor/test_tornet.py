@@ -18,8 +18,9 @@ from aiohttp import web
 
 from accord import tor
 from accord.circuit import Circuit, Route, fresh_identity
+from accord.onion import onion_from_seed
 from accord.problems import AWAY, BAD_KEY, LOCKED, TOR_FAILED, TOR_REFUSED, Problem
-from broker.hidden_service import HiddenServices, load_or_create_seed, onion_of
+from broker.hidden_service import HiddenServices, load_or_create_seed
 from lab.tornet import Link, TorNetwork
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -87,7 +88,7 @@ async def test_an_onion_service_from_its_birth_to_its_end(
     async with greeter(tmp_path / "socket") as socket:
         await services.share_with_tor(tmp_path)
         onion = await services.publish(seed, socket)
-        assert onion == onion_of(seed)
+        assert onion == onion_from_seed(seed)
         await services.reachable(onion, 60, lambda count, why: tries.append(count))
         assert await services.publish(seed, socket) == onion  # again: the same, and no error
 
@@ -139,7 +140,7 @@ async def test_two_identities_have_two_circuits(
 
 
 async def test_nobody_is_at_an_address_that_was_never_published(tornet: TorNetwork) -> None:
-    nobody = onion_of(bytes(32))
+    nobody = onion_from_seed(bytes(32))
     async with Circuit(Route(tornet.socks[0]), nobody, fresh_identity(), 30.0) as circuit:
         with pytest.raises(Problem, match="no such onion service is published"):
             await circuit.get("/")
