@@ -43,6 +43,7 @@ from accord.problems import MALFORMED, TOO_LARGE, PeerProblem, Problem, from_wir
 TOKEN_BYTES: Final = 32
 TICKET_BYTES: Final = 16
 LOCK_BYTES: Final = 64
+SALT_BYTES: Final = 16
 MAX_CLIENTS: Final = 100_000
 MAX_DIFFICULTY: Final = 64
 MAX_DIMENSION: Final = 1_000_000
@@ -90,12 +91,14 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         task: what to train.
         rows: the validation set, standardised by the task's schema: float32, row after row.
-        labels: one byte for each row, 0 or 1.
+        labels: one byte for each row, 0 or 1. Both are empty where the task has no validation set.
+        salt: of the digest of these that stands in the task (:func:`accord.task.commitment`).
     """
 
     task: SignedTask
-    rows: Annotated[bytes, Meta(min_length=4, max_length=VALIDATION_LIMIT)]
-    labels: Annotated[bytes, Meta(min_length=1, max_length=VALIDATION_LIMIT)]
+    rows: Annotated[bytes, Meta(max_length=VALIDATION_LIMIT)]
+    labels: Annotated[bytes, Meta(max_length=VALIDATION_LIMIT)]
+    salt: Annotated[bytes, Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
 
 
 class Curated(Struct, frozen=True, forbid_unknown_fields=True):
@@ -164,7 +167,7 @@ class Leave(Struct, frozen=True, forbid_unknown_fields=True, tag="leave"):
 class Work(Struct, frozen=True, forbid_unknown_fields=True, tag="work"):
     """A ticket: weights to work on and a puzzle to solve.
 
-    A validation ticket is the same message of the same size. It bears no version and no time.
+    Whether its answer is judged is decided without it: nothing in it, or about it, tells.
     """
 
     ticket: TicketId
@@ -209,10 +212,17 @@ class Turn(Struct, frozen=True, forbid_unknown_fields=True, tag="turn"):
     Attributes:
         receipt: the id of the ticket that was just spent, on disk; empty when none was.
         next: what the client does now.
+        strikes: how many this client was given.
+        struck, judged: of all whose updates were ever judged (``judged``), how many were given a
+            strike. A client that finds itself, or too many others, struck can only know that
+            those and the curator's validation set do not agree; who is wrong, nobody here knows.
     """
 
     receipt: Receipt
     next: Work | Wait | End | Refused
+    strikes: Count = 0
+    struck: Count = 0
+    judged: Count = 0
 
 
 class Status(Struct, frozen=True, forbid_unknown_fields=True):
@@ -228,8 +238,10 @@ class Status(Struct, frozen=True, forbid_unknown_fields=True):
         max_updates: where training ends at the latest.
         error: misclassified share of the validation set, 0 to 1; None before training.
         best_error: the lowest so far.
-        baseline: error of always giving the validation set's more frequent answer.
-        rounds: snapshot rounds that were completed.
+        baseline: error of always giving the validation set's more frequent answer; None, like
+            the errors, where there is no validation set.
+        judged: how many clients' updates were ever judged, those who have gone included.
+        struck: how many of them were given a strike.
         strikes: how many were given, to all clients together.
         seconds: since this phase began.
         left: seconds until training (or waiting for it) ends at the latest; 0 afterwards.
@@ -246,8 +258,9 @@ class Status(Struct, frozen=True, forbid_unknown_fields=True):
     max_updates: Count
     error: Annotated[float, Meta(ge=0.0, le=1.0)] | None
     best_error: Annotated[float, Meta(ge=0.0, le=1.0)] | None
-    baseline: Annotated[float, Meta(ge=0.0, le=1.0)]
-    rounds: Count
+    baseline: Annotated[float, Meta(ge=0.0, le=1.0)] | None
+    judged: Count
+    struck: Count
     strikes: Count
     seconds: Seconds
     left: Seconds

@@ -22,15 +22,19 @@ class Objective:
         words: for the person who joins.
         predict: (w, X) -> probability of the answer 1, shape (n,).
         error: (W, X, y) -> misclassified share for each model of W (m, d), shape (m,).
-        loss: (W, X, y) -> mean loss for each model of W (m, d), shape (m,).
+        losses: (W, X, y) -> the loss of each row for each model of W (m, d), shape (m, n).
         gradients: (w, X, y) -> the gradient of each example's loss, shape (n, d).
     """
 
     words: str
     predict: Callable[[np.ndarray, np.ndarray], np.ndarray]
     error: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-    loss: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    losses: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
     gradients: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+    def loss(self, models: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Mean loss for each model, shape (m,)."""
+        return np.asarray(self.losses(models, rows, labels).mean(axis=1))
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:
@@ -48,9 +52,9 @@ def _logistic_error(models: np.ndarray, rows: np.ndarray, labels: np.ndarray) ->
     return np.asarray((guesses != (labels > 0.5)).mean(axis=1))
 
 
-def _logistic_loss(models: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _logistic_losses(models: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
     margins = (models @ rows.T) * (2.0 * labels - 1.0)
-    return np.asarray(np.logaddexp(0.0, -margins).mean(axis=1))
+    return np.asarray(np.logaddexp(0.0, -margins))
 
 
 def _logistic_gradients(w: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -62,7 +66,7 @@ OBJECTIVES: Final[dict[str, Objective]] = {
         words="logistic regression: a yes-or-no answer from a weighted sum of the columns",
         predict=_logistic_predict,
         error=_logistic_error,
-        loss=_logistic_loss,
+        losses=_logistic_losses,
         gradients=_logistic_gradients,
     ),
 }

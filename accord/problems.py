@@ -26,6 +26,7 @@ EXIT_REFUSED: Final = 7
 EXIT_DISTRUST: Final = 8
 EXIT_DISK: Final = 9
 EXIT_BUDGET: Final = 10
+EXIT_LEFT: Final = 11
 EXIT_INTERRUPTED: Final = 130
 
 
@@ -201,6 +202,10 @@ FULL = _kind(
 UNKNOWN_CLIENT = _kind(
     "unknown-client", 403, EXIT_REFUSED,
     "The broker does not know this session; join again.")
+EVICTED = _kind(
+    "evicted", 403, EXIT_REFUSED,
+    "The broker has put this session out after {strikes} strikes: its updates oppose the curator's "
+    "validation set. If your data are right, that set may not be; ask the curator.")
 STALE_TICKET = _kind(
     "stale-ticket", 409, EXIT_REFUSED,
     "That ticket is not yours or no longer good; the update was not applied.")
@@ -255,8 +260,8 @@ BUDGET_SMALL = _kind(
 
 TRAVELS: Final = frozenset({
     MALFORMED, TOO_LARGE, NOT_FOUND, INTERNAL, DESK_FULL, TASK_REFUSED, NOT_SOLVED, K_TOO_LARGE,
-    FULL, UNKNOWN_CLIENT, STALE_TICKET, BAD_DELTA, TOO_FEW_CLIENTS, ROUND_OPEN, NOT_PUBLISHED,
-    ENDED,
+    FULL, UNKNOWN_CLIENT, EVICTED, STALE_TICKET, BAD_DELTA, TOO_FEW_CLIENTS, ROUND_OPEN,
+    NOT_PUBLISHED, ENDED,
 })
 """What a broker may say to a peer; its other problems are its own business (:data:`INTERNAL`)."""
 

@@ -8,6 +8,7 @@ two readers can understand one signature differently.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import math
 from typing import Annotated, Final, Literal
 
@@ -42,6 +43,9 @@ class Training(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     Attributes:
         mode: ``asynchronous``: each update is applied as it comes; ``synchronous``: rounds, the
             mean of all active clients' updates.
+        aggregate: what a synchronous round makes of its updates: their ``mean``, or, where the
+            curator has no validation set to judge them by, a rule that a minority of any kind
+            cannot steer far: coordinate-wise ``median``, ``trimmed-mean``, or ``krum``.
         step: the first step's length, eta_0.
         schedule: how a client's step shrinks with the number t of its own updates.
         regularisation: lambda of the L2 penalty, added by the client after the noise.
@@ -58,6 +62,7 @@ class Training(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """
 
     mode: Literal["asynchronous", "synchronous"] = "asynchronous"
+    aggregate: Literal["mean", "median", "trimmed-mean", "krum"] = "mean"
     step: Positive = 1.0
     schedule: Schedule = "1/sqrt(t)"
     regularisation: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
@@ -69,6 +74,11 @@ class Training(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     deadline: Positive = 86_400.0
     max_pause: Positive = 3600.0
     round_seconds: Positive = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.aggregate != "mean" and self.mode != "synchronous":
+            raise ValueError(f"'aggregate' = '{self.aggregate}' needs 'mode' = 'synchronous'")
 
 
 class Clients(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -103,20 +113,36 @@ class Puzzles(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Validation(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Snapshot rounds (paper 5.5, Algorithm 2).
+    """How updates are judged on the curator's validation set.
 
     Attributes:
-        rate: probability that an update is followed by the start of a round; 0 for none.
-        metric: what influence is measured in, on the validation set: ``error`` (share
-            misclassified) or ``loss``.
-        threshold: a client whose influences add up to less than minus this is given a strike.
-        seconds: a round waits so long for silent clients.
+        test: ``sequential``: every update is scored by its projection on gradients of the
+            validation loss, and evidence adds up per client; ``rounds``: snapshot rounds and RONI
+            (paper 5.5, Algorithm 2); ``none``.
+        false_alarm: most chance, over the whole training, that the sequential test strikes a
+            client whose updates do not oppose the validation set.
+        screen: what happens to a single update: ``length``: what is longer in it than any mean of
+            clipped gradients, or twice as long as the quietest client's, is cut; ``direction``: the
+            same, and an update that points uphill on the validation loss is ignored (then the
+            model learns little more than the validation set knows); ``none``: applied as it is.
+        evict: a client with so many strikes is put out; 0 for never.
+        rate: of ``rounds``: the probability that a round is judged.
+        metric: of ``rounds``: what influence is measured in: ``error`` (share misclassified) or
+            ``loss``.
+        threshold: of ``rounds``: a client whose influences add up to less than minus this is
+            given a strike.
+        digest: commitment to the validation set (:func:`commitment`), hex; empty for none. The
+            curator's command fills it in when it signs the task.
     """
 
+    test: Literal["sequential", "rounds", "none"] = "sequential"
+    false_alarm: Annotated[float, Meta(gt=0.0, le=0.1)] = 0.001
+    screen: Literal["length", "direction", "none"] = "length"
+    evict: Annotated[int, Meta(ge=0, le=64)] = 3
     rate: Share = 0.1
     metric: Literal["error", "loss"] = "error"
     threshold: Positive = 0.02
-    seconds: Positive = 30.0
+    digest: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
 
 
 class Task(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -154,6 +180,38 @@ class Task(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def dimension(self) -> int:
         """Length of the weights."""
         return self.data.dimension
+
+
+def commitment(salt: bytes, rows: bytes, labels: bytes) -> str:
+    """The validation set's digest in a task: later, whoever is shown salt and set can check that
+    it is the one which judged, and nobody can guess the set from it.
+
+    Args:
+        salt: 16 fresh random bytes, told to the broker only.
+        rows: float32 little endian, row after row. labels: one byte each, 0 or 1.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return hmac.digest(salt, b"tormentor validation\x00" + hashlib.sha256(rows).digest()
+                       + hashlib.sha256(labels).digest(), "sha256").hex()
+
+
+def needs_validation(task: Task) -> list[str]:
+    """The settings of a task that mean nothing without a validation set, as places in its file.
+
+    Empty where the task can do without one: nothing is tested or screened on it, training does
+    not end by it, and a rule that a minority cannot steer takes its place.
+    """
+    training, validation = task.training, task.validation
+    places = {
+        "training.aggregate": training.aggregate == "mean",
+        "training.target_error": training.target_error is not None,
+        "training.patience": training.patience is not None,
+        "validation.test": validation.test != "none",
+        "validation.screen": validation.screen == "direction",
+    }
+    return [place for place, needed in places.items() if needed]
 
 
 def step_size(training: Training, t: int) -> float:
@@ -201,7 +259,8 @@ def open_task(signed: SignedTask, address: str) -> Task:
 
     Raises:
         PeerProblem: ``BAD_SIGNATURE``, ``TOO_LARGE``, or ``MALFORMED`` for a body that is not the
-            canonical form of a task this version understands.
+            canonical form of a task this version understands, or that names no validation set
+            where it needs one.
     """
     if len(signed.body) > TASK_LIMIT:
         raise PeerProblem(TOO_LARGE, limit=TASK_LIMIT)
@@ -215,5 +274,8 @@ def open_task(signed: SignedTask, address: str) -> Task:
     except (msgspec.MsgspecError, RecursionError, ValueError):
         raise PeerProblem(MALFORMED) from None
     if canonical(task) != signed.body:
+        raise PeerProblem(MALFORMED)
+    # Not a rule of Task itself: a curator's file has no digest before the set has been read.
+    if not task.validation.digest and needs_validation(task):
         raise PeerProblem(MALFORMED)
     return task

@@ -32,6 +32,7 @@ from accord.messages import (
     Phase,
     Pull,
     Push,
+    Refused,
     SignedTask,
     Status,
     Turn,
@@ -42,10 +43,10 @@ from accord.messages import (
     vector_from_wire,
     vector_to_wire,
 )
-from accord.objective import OBJECTIVES
 from accord.problems import (
     BAD_DELTA,
     ENDED,
+    EVICTED,
     NOT_SOLVED,
     ROUND_OPEN,
     STALE_TICKET,
@@ -54,18 +55,17 @@ from accord.problems import (
     UNKNOWN_CLIENT,
     PeerProblem,
 )
-from accord.task import Task, open_task, task_id
-from broker.admission import Admission, session_name
+from accord.task import open_task, task_id
+from broker.admission import Admission, Verify, session_name
 from broker.aggregator import Aggregator
 from broker.records import Changes, ModelRow, SessionRow
 from broker.registry import NEVER, Member, Registry
-from broker.validator import Validator
+from broker.validator import make_validator
+from broker.verdict import Verdict
 
 MEASURE_CELLS: Final = 200_000
 """The error is measured after each update while the validation set has at most so many numbers,
 and after every second, third, ... update of a larger one: so it costs under a millisecond each."""
-VALIDATION_ROWS: Final = 100_000
-"""Most rows of a validation set: a round with 100 clients is then judged in about a second."""
 _NORM_SLACK: Final = 1e-4
 """Updates travel as float32: a client that shrank its own to the bound exactly may arrive so much
 above it, relatively."""
@@ -77,11 +77,11 @@ class Ticket:
 
     Attributes:
         work: as it was sent; sent again, to the letter, when the client asks again.
-        snapshot: for a validation ticket, the snapshot that it holds.
+        sent: the weights in it, as the validator knows them; shared with other tickets.
     """
 
     work: Work
-    snapshot: np.ndarray | None
+    sent: np.ndarray
 
 
 class Brokerage:
@@ -90,15 +90,20 @@ class Brokerage:
     Args:
         secret: known to this model's broker alone, the same after a restart.
         random: gives so many fresh random bytes.
+        verify: the check of a puzzle's solution (lock, solution, difficulty); another one than
+            :func:`accord.puzzle.verify` is for worlds in which nobody really hashes.
 
     Attributes:
         phase: where in its life the model is.
         stirred: counts the times that waiting messages became worth answering again.
     """
 
-    def __init__(self, secret: bytes, random: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, secret: bytes, random: Callable[[int], bytes], verify: Verify = puzzle.verify
+    ) -> None:
         self._secret = secret
         self._random = random
+        self._verify = verify
         self.phase: Phase = "waiting"
         self.stirred = 0
         self._since = 0.0
@@ -115,22 +120,29 @@ class Brokerage:
 
         Args:
             signed: the task.
-            rows: (n, d), as the task's schema standardises them; labels: (n,).
+            rows: (n, d), as the task's schema standardises them; labels: (n,). Both are empty for
+                no validation set. That it is the one to which the task commits was checked where
+                its bytes were at hand (:func:`broker.validator.committed`).
 
         Raises:
-            PeerProblem: ``TASK_REFUSED`` when the validation set does not fit the task;
-                ``BAD_SIGNATURE``, ``MALFORMED``.
+            PeerProblem: ``TASK_REFUSED`` when the validation set does not fit the task
+                (:func:`broker.validator.make_validator`); ``BAD_SIGNATURE``, ``MALFORMED``.
         """
         if self.phase != "waiting":
             raise RuntimeError("a brokerage accepts one task")
         task = open_task(signed, "the desk")
-        self._check_validation(task, rows, labels)
+        validator = make_validator(task, rows, labels)
+        if validator is None:
+            raise PeerProblem(TASK_REFUSED)
         self.signed, self.task = signed, task
         self._id = task_id(signed)
-        self._registry = Registry(task.clients)
-        self._admission = Admission(task.puzzles, self._secret, self._random)
-        self._aggregator = Aggregator(task.dimension)
-        self._validator = Validator(OBJECTIVES[task.objective], rows, labels, task.validation)
+        judging = task.validation
+        self._validator = validator
+        self._registry = Registry(task.clients, judging.evict, judging.test != "none")
+        self._admission = Admission(task.puzzles, task.clients.maximum, judging.evict,
+                                    self._secret, self._random, self._verify)
+        self._together = task.training.mode == "synchronous"
+        self._aggregator = Aggregator(task.dimension, task.training.aggregate)
         self._tickets: dict[bytes, Ticket] = {}
         self._spent: dict[bytes, bytes] = {}
         self._round_closes: float | None = None
@@ -140,22 +152,9 @@ class Brokerage:
         self._best_loss: float | None = None
         self._best_weights = self._aggregator.weights
         self._improved = 0
-        self._baseline = float(min(labels.mean(), 1 - labels.mean()))
-        self._measure_every = -(-rows.size // MEASURE_CELLS)
-        self._strikes = 0
+        self._measure_every = max(1, -(-rows.size // MEASURE_CELLS))
         self._ended = ""
         self._enter("gathering", now)
-
-    @staticmethod
-    def _check_validation(task: Task, rows: np.ndarray, labels: np.ndarray) -> None:
-        fits = rows.ndim == 2 and rows.shape == (len(labels), task.dimension)
-        if not fits or len(rows) > VALIDATION_ROWS or not np.isfinite(rows).all():
-            raise PeerProblem(TASK_REFUSED)
-        # Rows of another length than 1 would make gradients and errors mean something else.
-        if not np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3):
-            raise PeerProblem(TASK_REFUSED)
-        if set(np.unique(labels)) != {0.0, 1.0}:
-            raise PeerProblem(TASK_REFUSED)
 
     # -- what anyone may ask -------------------------------------------------------------------
 
@@ -181,17 +180,17 @@ class Brokerage:
             self._admission.check_age(join.lock, now)
         if self._registry.admit(name, join.min_clients, now):
             self._changed.add(name)
-            for other in self._registry.surplus():
+            # Not written for this alone, as the weights would be with it; with the next update.
+            self._admission.joined(now)
+            for other in self._registry.surplus(now):
                 self._forget(other)
         self._weigh(now)
         return Welcome(token)
 
     def _renew(self, name: bytes) -> None:
-        """One that was away and asks for work gets it from today's weights; but being away is no
-        way past a snapshot."""
-        ticket = self._tickets.get(name)
-        if ticket is not None and ticket.snapshot is None and name not in self._aggregator.round:
-            del self._tickets[name]
+        """One that was away and asks for work gets it from today's weights."""
+        if name not in self._aggregator.round:
+            self._tickets.pop(name, None)
 
     def _leave(self, name: bytes, now: float) -> None:
         self._registry.leave(name)
@@ -203,8 +202,8 @@ class Brokerage:
         self._registry.forget(name)
         self._forgotten.add(name)
         self._changed.discard(name)
-        for where in (self._tickets, self._spent, self._aggregator.round,
-                      self._admission.strikes, self._validator.totals):
+        self._validator.forget(name)
+        for where in (self._tickets, self._spent, self._aggregator.round):
             where.pop(name, None)
 
     def _tick_if_open(self, now: float) -> None:
@@ -218,23 +217,14 @@ class Brokerage:
 
     def status(self, now: float) -> Status:
         """What anyone may know."""
-        have, need = self._registry.standing(now)
+        known = self._registry
+        have, need = known.standing(now)
         return Status(
-            phase=self.phase,
-            title=self.task.title,
-            task=self._id,
-            clients=have,
-            needed=need,
-            updates=self._aggregator.updates,
-            max_updates=self.task.training.max_updates,
-            error=self._error,
-            best_error=self._best_error,
-            baseline=self._baseline,
-            rounds=self._validator.rounds,
-            strikes=self._strikes,
-            seconds=max(0.0, now - self._since),
-            left=self._left(now),
-            ended=self._ended,
+            phase=self.phase, title=self.task.title, task=self._id, clients=have, needed=need,
+            updates=self._aggregator.updates, max_updates=self.task.training.max_updates,
+            error=self._error, best_error=self._best_error, baseline=self._validator.baseline,
+            judged=known.judged, struck=known.struck, strikes=known.strikes,
+            seconds=max(0.0, now - self._since), left=self._left(now), ended=self._ended,
         )
 
     # -- the conversation ----------------------------------------------------------------------
@@ -251,9 +241,9 @@ class Brokerage:
             repeated: it was said earlier and is answered once more; that it was said is no sign
                 of life any longer.
 
-        The order is: known session, ticket its own and unspent, puzzle solved, delta finite, of
-        the right length and norm, enough clients for everyone's k; then apply, or file as an
-        answer to a validation round.
+        The order is: known session, not put out, ticket its own and unspent, puzzle solved, delta
+        finite, of the right length and norm, enough clients for everyone's k; then the update is
+        judged, and applied as the verdict says, at once or when its round closes.
 
         Raises:
             PeerProblem: ``UNKNOWN_CLIENT``. Every other refusal is in the Turn.
@@ -262,6 +252,9 @@ class Brokerage:
         if name not in self._registry:
             raise PeerProblem(UNKNOWN_CLIENT)
         self.tick(now)
+        if self._registry.out(name):
+            again = isinstance(message, Push) and message.ticket == self._spent.get(name)
+            return self._turn(name, self._spent[name] if again else b"", now)
         if isinstance(message, Leave):
             if not repeated:
                 self._leave(name, now)
@@ -271,7 +264,7 @@ class Brokerage:
             try:
                 self._registry.heard(name, now)
             except PeerProblem as problem:
-                return Turn(b"", refused(problem))
+                return self._say(name, b"", refused(problem))
             if away and isinstance(message, Pull):
                 self._renew(name)
             self._weigh(now)
@@ -283,32 +276,25 @@ class Brokerage:
         if push.ticket == self._spent.get(name):
             return self._turn(name, push.ticket, now)
         if self.phase in ("published", "gone"):
-            return Turn(b"", End())
+            return self._say(name, b"", End())
         ticket = self._tickets.get(name)
         if ticket is None or ticket.work.ticket != push.ticket:
-            return Turn(b"", refused(PeerProblem(STALE_TICKET)))
-        if not puzzle.verify(ticket.work.lock, push.solution, ticket.work.difficulty):
-            return Turn(b"", refused(PeerProblem(NOT_SOLVED)))
+            return self._say(name, b"", refused(PeerProblem(STALE_TICKET)))
+        if not self._verify(ticket.work.lock, push.solution, ticket.work.difficulty):
+            return self._say(name, b"", refused(PeerProblem(NOT_SOLVED)))
         delta = self._delta(push.delta)
         if delta is None:
-            self._strike(name)
             del self._tickets[name]
             self._aggregator.round.pop(name, None)
-            return Turn(b"", refused(PeerProblem(BAD_DELTA, dimension=self.task.dimension)))
+            self._strike(name, now)
+            self._weigh(now)
+            return self._say(
+                name, b"", refused(PeerProblem(BAD_DELTA, dimension=self.task.dimension)))
         if self.phase != "training":
-            return Turn(b"", self._too_few(now))
-        if ticket.snapshot is not None:
-            self._punish(self._validator.answer(name, ticket.snapshot, delta))
-            self._changed_model = True
-            self._spend(name, ticket)
-            self._settle(now)
-        elif self.task.training.mode == "synchronous":
+            return self._say(name, b"", self._too_few(now))
+        if self._together:
             return self._hold(name, delta, now)
-        else:
-            self._aggregator.apply(delta)
-            self._spend(name, ticket)
-            self._registry.members[name].updates += 1
-            self._after_step(now)
+        self._step(name, ticket, delta, now)
         return self._turn(name, push.ticket, now)
 
     def _delta(self, raw: bytes) -> np.ndarray | None:
@@ -316,28 +302,37 @@ class Brokerage:
         bound = self.task.training.max_norm * (1 + _NORM_SLACK)
         return None if delta is None or np.linalg.norm(delta) > bound else delta
 
+    def _say(self, name: bytes, receipt: bytes, what: Work | Wait | End | Refused) -> Turn:
+        known = self._registry
+        return Turn(receipt, what, known.members[name].strikes, known.struck, known.judged)
+
     def _turn(self, name: bytes, receipt: bytes, now: float) -> Turn:
         """What a client does next: work, wait, or stop."""
+        if self._registry.out(name):
+            strikes = self._registry.members[name].strikes
+            return self._say(name, receipt, refused(PeerProblem(EVICTED, strikes=strikes)))
         if self.phase in ("published", "gone"):
-            return Turn(receipt, End())
+            return self._say(name, receipt, End())
         if self.phase != "training":
-            return Turn(receipt, self._too_few(now))
+            return self._say(name, receipt, self._too_few(now))
         if name in self._aggregator.round:
-            return Turn(receipt, self._round_open(now))
-        ticket = self._tickets.get(name)
+            return self._say(name, receipt, self._round_open(now))
         # A repeated message must be harmless: a second ticket would make the first one stale, and
         # waste the noise that may already have been paid for.
-        if ticket is None:
-            snapshot = self._validator.snapshot_for(name)
-            weights = self._aggregator.weights if snapshot is None else snapshot
-            work = Work(
-                ticket=self._random(TICKET_BYTES),
-                weights=vector_to_wire(weights),
-                lock=self._admission.lock(),
-                difficulty=self._admission.difficulty(name),
-            )
-            ticket = self._tickets[name] = Ticket(work, snapshot)
-        return Turn(receipt, ticket.work)
+        if name not in self._tickets:
+            self._tickets[name] = self._ticket(name, now)
+        return self._say(name, receipt, self._tickets[name].work)
+
+    def _ticket(self, name: bytes, now: float) -> Ticket:
+        self._open_round(now)
+        sent = self._validator.ticket_weights(self._aggregator.weights)
+        work = Work(
+            ticket=self._random(TICKET_BYTES),
+            weights=vector_to_wire(sent),
+            lock=self._admission.lock(),
+            difficulty=self._admission.difficulty(self._registry.members[name].strikes),
+        )
+        return Ticket(work, sent)
 
     def _wait(self, why: str, have: int, need: int) -> Wait:
         # A third of the silence that is allowed: two of a client's signs may be lost.
@@ -352,10 +347,27 @@ class Brokerage:
 
     # -- steps, rounds, ends -------------------------------------------------------------------
 
-    def _spend(self, name: bytes, ticket: Ticket) -> None:
+    def _open_round(self, now: float) -> None:
+        if self._validator.round_due:
+            answers = None if self._together else len(self._registry.active(now))
+            chance = int.from_bytes(self._random(7), "big") / (1 << 56)
+            self._validator.begin_round(self._aggregator.weights, answers, chance)
+
+    def _step(self, name: bytes, ticket: Ticket, delta: np.ndarray, now: float) -> None:
+        """Judge an update, and apply what the verdict leaves of it."""
+        self._open_round(now)
+        verdict = self._judge(name, ticket, delta)
+        if verdict.apply is not None:
+            self._aggregator.apply(verdict.apply)
+        self._follow(verdict, now)
+        self._after_step(verdict.apply is not None, now)
+
+    def _judge(self, name: bytes, ticket: Ticket, delta: np.ndarray) -> Verdict:
         self._spent[name] = ticket.work.ticket
         self._tickets.pop(name, None)
         self._changed.add(name)
+        self._registry.accepted(name)
+        return self._validator.judge(name, ticket.sent, self._aggregator.weights, delta)
 
     def _hold(self, name: bytes, delta: np.ndarray, now: float) -> Turn:
         """Keep an update until its round closes; it is acknowledged only then."""
@@ -365,7 +377,7 @@ class Brokerage:
         self._aggregator.hold(name, delta)
         self._close_round(now)
         if name in self._aggregator.round:
-            return Turn(b"", self._round_open(now))
+            return self._say(name, b"", self._round_open(now))
         return self._turn(name, ticket.work.ticket, now)
 
     def _close_round(self, now: float) -> None:
@@ -380,36 +392,38 @@ class Brokerage:
             return
         if now < self._round_closes and not held.keys() >= active:
             return
-        for name in self._aggregator.close_round():
-            self._spend(name, self._tickets[name])
-            self._registry.members[name].updates += 1
+        verdicts = [self._judge(name, self._tickets[name], delta) for name, delta in held.items()]
+        stepped = self._aggregator.close_round([v.apply for v in verdicts if v.apply is not None])
+        for verdict in (*verdicts, self._validator.close_round()):
+            self._follow(verdict, now)
         # Whoever did not answer in time holds a ticket for weights that are gone.
         self._tickets.clear()
         self._round_closes = None
         self.stirred += 1
-        self._after_step(now)
+        self._after_step(stepped, now)
 
-    def _after_step(self, now: float) -> None:
+    def _after_step(self, stepped: bool, now: float) -> None:
+        """Updates were judged, and perhaps a step was taken: end, or go on."""
         self._changed_model = True
-        measured = self._aggregator.updates % self._measure_every == 0
+        if stepped:
+            self._end_by_step(now)
+        # A strike may have put somebody out.
+        self._weigh(now)
+
+    def _end_by_step(self, now: float) -> None:
+        updates = self._aggregator.updates
+        measured = self._validator.measures and updates % self._measure_every == 0
         if measured:
             self._measure()
         rules = self.task.training
-        if self._aggregator.updates >= rules.max_updates:
+        if updates >= rules.max_updates:
             self._end("max-updates", now)
         elif rules.target_error is not None and (
             self._error is not None and self._error <= rules.target_error
         ):
             self._end("target-error", now)
-        elif measured and rules.patience is not None and (
-            self._aggregator.updates - self._improved >= rules.patience
-        ):
+        elif measured and rules.patience is not None and updates - self._improved >= rules.patience:
             self._end("patience", now)
-        else:
-            chance = int.from_bytes(self._random(7), "big") / (1 << 56)
-            active = self._registry.active(now)
-            if self._validator.begin(self._aggregator.weights, active, now, chance):
-                self._changed_model = True
 
     def _measure(self) -> None:
         self._error, loss = self._validator.measure(self._aggregator.weights)
@@ -419,38 +433,39 @@ class Brokerage:
         best = self._best_error
         self._best_error = self._error if best is None else min(self._error, best)
 
-    def _settle(self, now: float) -> None:
-        struck = self._validator.settle(now)
-        if struck is None:
-            return
-        self._changed_model = True
-        self._changed.update(self._validator.totals)
-        self._punish(struck)
+    def _follow(self, verdict: Verdict, now: float) -> None:
+        """Do what a verdict says besides applying its update."""
+        if verdict.mend is not None:
+            self._aggregator.mend(verdict.mend)
+            self._measure()
+        self._changed.update(verdict.touched)
+        for name in verdict.struck:
+            self._strike(name, now)
 
-    def _punish(self, struck: list[bytes]) -> None:
-        for name in struck:
-            self._strike(name)
-
-    def _strike(self, name: bytes) -> None:
-        self._admission.strike(name)
-        self._strikes += 1
+    def _strike(self, name: bytes, now: float) -> None:
+        """Give a strike; whoever is put out by it counts no more, and its work is void."""
+        self._admission.struck(self._registry.strike(name), now)
         self._changed.add(name)
         self._changed_model = True
+        if self._registry.out(name):
+            self._tickets.pop(name, None)
+            self._aggregator.round.pop(name, None)
 
     def _end(self, why: str, now: float) -> None:
-        if self._error is None:
+        if self._error is None and self._validator.measures:
             self._measure()
         self._ended = why
-        self._validator.abandon()
+        self._validator.abandon_round()
         self._aggregator.round.clear()
         self._tickets.clear()
         self._enter("published", now)
 
     @property
     def outcome(self) -> tuple[np.ndarray, int, str]:
-        """What is published: the weights with the lowest validation loss, the number of updates
-        that were applied, and why training ended."""
-        return self._best_weights, self._aggregator.updates, self._ended
+        """What is published: the weights with the lowest validation loss, or the last ones where
+        there is no validation set; the number of updates that were applied; why training ended."""
+        best = self._best_weights if self._validator.measures else self._aggregator.weights
+        return best, self._aggregator.updates, self._ended
 
     # -- phases --------------------------------------------------------------------------------
 
@@ -463,7 +478,6 @@ class Brokerage:
             paused = now - self._since if self.phase == "paused" else 0.0
             self._end("max-pause" if paused >= self.task.training.max_pause else "deadline", now)
         elif self.phase == "training":
-            self._settle(now)
             self._close_round(now)
 
     def _left(self, now: float) -> float:
@@ -517,30 +531,21 @@ class Brokerage:
         self._forgotten.update(lost.forgotten)
 
     def _model_row(self, now: float) -> ModelRow:
+        known = self._registry
         return ModelRow(
-            phase=self.phase,
-            weights=self._aggregator.weights,
-            updates=self._aggregator.updates,
-            best_weights=self._best_weights,
-            best_loss=self._best_loss,
-            best_error=self._best_error,
+            phase=self.phase, weights=self._aggregator.weights, updates=self._aggregator.updates,
+            best_weights=self.outcome[0], best_loss=self._best_loss, best_error=self._best_error,
             improved=self._improved,
-            rounds=self._validator.rounds,
-            strikes=self._strikes,
-            seconds=None if self._began is None else now - self._began,
-            ended=self._ended,
+            judged=known.judged, struck=known.struck, strikes=known.strikes,
+            heat=self._admission.heat(now), judging=self._validator.state(),
+            seconds=None if self._began is None else now - self._began, ended=self._ended,
         )
 
     def _session_row(self, name: bytes) -> SessionRow:
         member = self._registry.members[name]
         return SessionRow(
-            name=name,
-            min_clients=member.min_clients,
-            updates=member.updates,
-            strikes=self._admission.strikes.get(name, 0),
-            influence=self._validator.totals.get(name, 0.0),
-            spent=self._spent.get(name, b""),
-        )
+            name, member.min_clients, member.updates, member.strikes,
+            evidence=self._validator.evidence(name), spent=self._spent.get(name, b""))
 
     def restore(self, model: ModelRow, sessions: list[SessionRow], now: float) -> None:
         """Go on from what was written, after :meth:`accept` of the same task.
@@ -551,17 +556,17 @@ class Brokerage:
         self._aggregator.updates = model.updates
         self._best_weights, self._best_loss = model.best_weights, model.best_loss
         self._best_error, self._improved = model.best_error, model.improved
-        self._validator.rounds, self._strikes = model.rounds, model.strikes
+        known = self._registry
+        known.judged, known.struck, known.strikes = model.judged, model.struck, model.strikes
+        self._admission.set_heat(model.heat, now)
+        self._validator.restore_state(model.judging)
         self._ended = model.ended
         self._began = None if model.seconds is None else now - model.seconds
-        if model.updates:
+        if model.updates and self._validator.measures:
             self._error, _ = self._validator.measure(model.weights)
         for row in sessions:
-            self._registry.members[row.name] = Member(row.min_clients, NEVER, row.updates)
-            if row.strikes:
-                self._admission.strikes[row.name] = row.strikes
-            if row.influence:
-                self._validator.totals[row.name] = row.influence
+            known.members[row.name] = Member(row.min_clients, NEVER, row.updates, row.strikes)
+            self._validator.restore(row.name, row.evidence)
             if row.spent:
                 self._spent[row.name] = row.spent
         if model.phase in ("published", "gone"):

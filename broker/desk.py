@@ -36,6 +36,7 @@ from broker.hidden_service import load_or_create_seed
 from broker.model_app import ModelApp, read_body, sentences
 from broker.page import desk_page
 from broker.store import Store
+from broker.validator import committed
 
 log = logging.getLogger("tormentor.broker")
 
@@ -176,6 +177,9 @@ class Desk:
         """Make a model of a curator's order, on disk, and publish its address."""
         task = open_task(order.task, "the desk")
         labels = np.frombuffer(order.labels, dtype="u1").astype(np.float64)
+        # On the bytes as they came: the task is signed, and what it is to be judged by is not.
+        if not committed(task, order.salt, order.rows, order.labels):
+            raise PeerProblem(TASK_REFUSED)
         if len(order.rows) != 4 * len(labels) * task.dimension:
             raise PeerProblem(TASK_REFUSED)
         cells = np.frombuffer(order.rows, dtype="<f4").astype(np.float64)

@@ -37,15 +37,33 @@ def _share(value: float | None) -> str:
     return "not measured yet" if value is None else f"{value:.1%}"
 
 
+def _error(status: Status) -> str:
+    if status.baseline is None:
+        return "not measured: this task has no validation set"
+    return (f"{_share(status.error)} (best {_share(status.best_error)}; "
+            f"always giving one answer: {_share(status.baseline)})")
+
+
+def _judged(status: Status) -> str:
+    # Who is wrong, the clients that were struck or the validation set, nobody here knows.
+    if not status.judged:
+        return "nobody yet" if status.baseline is not None else "nobody"
+    told = f"{status.struck} of {status.judged} clients struck"
+    if not status.struck:
+        return told
+    many = "" if status.strikes == 1 else "s"
+    return (f"{told}, {status.strikes} strike{many} in all: their updates oppose the curator's "
+            "validation set")
+
+
 def status_page(status: Status, task: Task) -> str:
     """How one model is getting on, as HTML. All of the task's text is escaped."""
     facts = {
         "Phase": _PHASES[status.phase] + (f" ({status.ended})" if status.ended else ""),
         "Clients": f"{status.clients} active, {status.needed} needed",
         "Updates": f"{status.updates} of at most {status.max_updates}",
-        "Validation error": f"{_share(status.error)} (best {_share(status.best_error)}; "
-        f"always giving one answer: {_share(status.baseline)})",
-        "Validation rounds": f"{status.rounds}, {status.strikes} strikes",
+        "Validation error": _error(status),
+        "Judged": _judged(status),
     }
     rows = "".join(f"<tr><td>{k}</td><td>{escape(v)}</td></tr>" for k, v in facts.items())
     body = (

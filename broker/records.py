@@ -16,7 +16,9 @@ from accord.messages import Phase
 class ModelRow:
     """What must outlive a crash, of the model: its state, never a history of updates.
 
-    ``seconds`` is how long ago training first began (None: not yet).
+    ``seconds`` is how long ago training first began (None: not yet). ``judged``, ``struck`` and
+    ``strikes`` count sessions, sessions and strikes (:class:`broker.registry.Registry`); ``heat``
+    is the door's, when this was written; ``judging`` is what the test of updates keeps of its own.
     """
 
     phase: Phase
@@ -26,21 +28,25 @@ class ModelRow:
     best_loss: float | None
     best_error: float | None
     improved: int
-    rounds: int
+    judged: int
+    struck: int
     strikes: int
+    heat: float
+    judging: bytes
     seconds: float | None
     ended: str
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """What must outlive a crash, of a session. ``spent`` is the ticket acknowledged last."""
+    """What must outlive a crash, of a session. ``spent`` is the ticket acknowledged last,
+    ``evidence`` what the test of updates has on it."""
 
     name: bytes
     min_clients: int
     updates: int
     strikes: int
-    influence: float
+    evidence: bytes
     spent: bytes
 
 

@@ -1,4 +1,4 @@
-"""Who is in, who fell silent, and the min-k rule (paper 5.3, 5.4). Pure.
+"""Who is in, who fell silent, who was put out, and the min-k rule (paper 5.3, 5.4). Pure.
 
 A client asks that at least k clients be active while it trains. The strictest wish of those who
 are active, and the curator's minimum, is what everybody waits for.
@@ -25,12 +25,14 @@ class Member:
     Attributes:
         min_clients: its k.
         seen: when it was last heard of, seconds of the broker's monotonic clock.
-        updates: how many of its updates were applied.
+        updates: how many of its updates were accepted.
+        strikes: how many it was given; they never fade.
     """
 
     min_clients: int
     seen: float
     updates: int = 0
+    strikes: int = 0
 
 
 class Registry:
@@ -38,11 +40,23 @@ class Registry:
 
     Args:
         rules: the task's.
+        evict: with so many strikes a session is put out; 0 for never.
+        judges: whether accepted updates are judged at all.
+
+    Attributes:
+        members: the sessions.
+        judged: how many had an update judged, those forgotten since included. A strike is a
+            judgement, so there are never fewer than ``struck``.
+        struck: how many of them were given a strike.
+        strikes: how many were given to all together.
     """
 
-    def __init__(self, rules: Clients) -> None:
+    def __init__(self, rules: Clients, evict: int = 0, judges: bool = True) -> None:
         self._rules = rules
+        self._evict = evict
+        self._judges = judges
         self.members: dict[bytes, Member] = {}
+        self.judged = self.struck = self.strikes = 0
 
     def __contains__(self, name: bytes) -> bool:
         return name in self.members
@@ -68,12 +82,14 @@ class Registry:
         return True
 
     def heard(self, name: bytes, now: float) -> None:
-        """A session gave a sign of life.
+        """A session gave a sign of life; one that was put out stays out.
 
         Raises:
             PeerProblem: ``FULL`` when it had been given up and its place is taken.
         """
         member = self.members[name]
+        if self.out(name):
+            return
         if not self.present(name, now):
             maximum = self._rules.maximum
             if self.standing(now)[0] >= maximum:
@@ -84,15 +100,46 @@ class Registry:
         """Whether a session was heard of lately enough."""
         return self.members[name].seen >= now - self._rules.silence
 
-    def surplus(self) -> list[bytes]:
+    def accepted(self, name: bytes) -> None:
+        """An update of this session was accepted."""
+        member = self.members[name]
+        if self._judges and not member.updates and not member.strikes:
+            self.judged += 1
+        member.updates += 1
+
+    def strike(self, name: bytes) -> int:
+        """Give a strike; the last one that the task allows puts the session out.
+
+        Returns:
+            How many it has now.
+        """
+        member = self.members[name]
+        if not member.strikes:
+            self.struck += 1
+            if not (self._judges and member.updates):
+                self.judged += 1
+        self.strikes += 1
+        member.strikes += 1
+        if self.out(name):
+            member.seen = NEVER
+        return member.strikes
+
+    def out(self, name: bytes) -> bool:
+        """Whether a session was put out."""
+        return 0 < self._evict <= self.members[name].strikes
+
+    def surplus(self, now: float) -> list[bytes]:
         """The sessions to be forgotten so that memory has an end: the longest silent ones, those
-        first that have never done anything."""
+        first that have never done anything; never one that is active, as a newcomer is. Whoever
+        was struck has done something: to be forgotten, and let in anew by an old solution, must
+        not be a way out."""
         most = self._rules.maximum * SESSIONS_PER_PLACE
         if len(self.members) <= most:
             return []
         # Many at a time, so that this is not done again for each new session.
-        order = sorted(self.members, key=lambda n: (self.members[n].updates > 0,
-                                                    self.members[n].seen))
+        order = sorted(self.members, key=lambda n: (
+            self.present(n, now), self.members[n].updates + self.members[n].strikes > 0,
+            self.members[n].seen))
         return order[: len(order) - most + most // 10]
 
     def forget(self, name: bytes) -> None:

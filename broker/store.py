@@ -27,12 +27,13 @@ CREATE TABLE IF NOT EXISTS model (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     phase TEXT NOT NULL, weights BLOB NOT NULL, updates INTEGER NOT NULL,
     best_weights BLOB NOT NULL, best_loss REAL, best_error REAL, improved INTEGER NOT NULL,
-    rounds INTEGER NOT NULL, strikes INTEGER NOT NULL, seconds REAL, ended TEXT NOT NULL
+    judged INTEGER NOT NULL, struck INTEGER NOT NULL, strikes INTEGER NOT NULL,
+    heat REAL NOT NULL, judging BLOB NOT NULL, seconds REAL, ended TEXT NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS session (
     name BLOB PRIMARY KEY,
     min_clients INTEGER NOT NULL, updates INTEGER NOT NULL, strikes INTEGER NOT NULL,
-    influence REAL NOT NULL, spent BLOB NOT NULL
+    evidence BLOB NOT NULL, spent BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 """
 
@@ -74,7 +75,8 @@ class Store:
             raise self._problem(error) from None
 
     def task(self) -> tuple[SignedTask, np.ndarray, np.ndarray] | None:
-        """The task, the validation rows (n, d) and labels (n,); None before it was kept."""
+        """The task, the validation rows (n, d) and labels (n,), (0, 0) and (0,) for no validation
+        set; None before it was kept."""
         try:
             row = self._db.execute("SELECT * FROM task").fetchone()
         except sqlite3.Error as error:
@@ -83,7 +85,8 @@ class Store:
             return None
         _, body, curator, signature, cells, labels = row
         answers = np.frombuffer(labels, dtype="u1").astype(np.float64)
-        rows = np.frombuffer(cells, dtype="<f4").astype(np.float64).reshape(len(answers), -1)
+        rows = np.frombuffer(cells, dtype="<f4").astype(np.float64)
+        rows = rows.reshape(len(answers), -1 if len(answers) else 0)
         return SignedTask(body, curator, signature), rows, answers
 
     def write(self, changes: Changes) -> None:
@@ -101,7 +104,7 @@ class Store:
                     "DELETE FROM session WHERE name = ?", [(n,) for n in changes.forgotten])
                 self._db.executemany(
                     "INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?)",
-                    [(s.name, s.min_clients, s.updates, s.strikes, s.influence, s.spent)
+                    [(s.name, s.min_clients, s.updates, s.strikes, s.evidence, s.spent)
                      for s in changes.sessions],
                 )
                 self._db.execute("COMMIT")
@@ -114,9 +117,10 @@ class Store:
 
     def _write_model(self, m: ModelRow) -> None:
         self._db.execute(
-            "INSERT OR REPLACE INTO model VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO model VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (m.phase, m.weights.tobytes(), m.updates, m.best_weights.tobytes(), m.best_loss,
-             m.best_error, m.improved, m.rounds, m.strikes, m.seconds, m.ended),
+             m.best_error, m.improved, m.judged, m.struck, m.strikes, m.heat, m.judging,
+             m.seconds, m.ended),
         )
 
     def state(self) -> tuple[ModelRow, list[SessionRow]] | None:

@@ -61,6 +61,7 @@ from client.events import (
     Silent,
     Solving,
     Spent,
+    Struck,
     Told,
     Update,
     Waiting,
@@ -74,6 +75,8 @@ from client.session import (
     Pace,
     Session,
     Step,
+    Stop,
+    Verdict,
     save_session,
 )
 from client.trainer import Trainer
@@ -150,18 +153,23 @@ class Agent:
         self._news = asyncio.Event()
         self._counts: dict[Release, int] = {}
         self._updates = 0
+        self._strikes = 0  # of which the person was told
 
     async def run(self) -> Outcome:
-        """Take part until the model is saved, or the budget spent if nobody waits for it.
+        """Take part until the model is saved, the person's wish to leave is fulfilled, or the
+        budget is spent if nobody waits for the model.
 
         Raises:
             Problem: whatever ends it before.
         """
         watch = asyncio.create_task(self._watch())
         try:
-            begin = self.session.outcome is None
-            if begin and not (self._can_pay() and await self._take_part()):
-                await self._keep(outcome="budget-spent")
+            if self.session.outcome is None:
+                end = await self._take_part() if self._can_pay() else "budget-spent"
+                if end != "ended":
+                    await self._keep(outcome=end)
+            if self.session.outcome == "left":
+                return "left"
             if self.session.outcome == "budget-spent":
                 spent = await asyncio.to_thread(self._ledger.total, self.session.delta)
                 self._tell(Spent(spent, self.session.budget))
@@ -228,8 +236,8 @@ class Agent:
                     self._tell(Reconnecting(_why(problem), pause))
             await asyncio.sleep(pause)
 
-    async def _take_part(self) -> bool:
-        """In at the door and train; True when training has ended, False when out of budget."""
+    async def _take_part(self) -> Stop:
+        """In at the door and train, until there is a reason to stop."""
         try:
             if self.session.token is None:
                 await self._enter()
@@ -237,7 +245,7 @@ class Agent:
             if problem.kind is not ENDED:
                 raise
             self._tell(Late())
-            return True
+            return "ended"
         meter = asyncio.create_task(self._meter())
         try:
             ended = await self._train()
@@ -314,7 +322,7 @@ class Agent:
 
     # -- training ------------------------------------------------------------------------------
 
-    async def _train(self) -> bool:
+    async def _train(self) -> Stop:
         session = self.session
         assert session.token is not None
         # What is large takes its time on a slow circuit.
@@ -322,7 +330,7 @@ class Agent:
         talk = Conversation(session.onion, session.token, self._dimension,
                             session.max_difficulty, self._can_pay,
                             dataclasses.replace(self._pace, answer=self._pace.answer + moving),
-                            self._trainer.task.clients.silence)
+                            self._trainer.task.clients.silence, session.wishes)
         while True:
             self._asking()
             try:
@@ -335,7 +343,7 @@ class Agent:
                         await socket.close()
             except Problem as problem:
                 if problem.kind is ENDED:
-                    return True
+                    return "ended"
                 if problem.kind not in (AWAY, INTERNAL):
                     raise
                 pause = talk.lost(_now(), _random())
@@ -343,8 +351,8 @@ class Agent:
             # Meanwhile the step that was begun goes on.
             await asyncio.sleep(pause)
 
-    async def _converse(self, talk: Conversation, socket: WebSocket) -> bool:
-        """Over one connection; True when training has ended, False when out of budget."""
+    async def _converse(self, talk: Conversation, socket: WebSocket) -> Stop:
+        """Over one connection, until there is a reason to stop."""
         await socket.send(encode(talk.connected(_now())))
         reading = asyncio.create_task(socket.receive(_FOREVER))
         try:
@@ -366,7 +374,12 @@ class Agent:
                 raw, reading = reading.result(), asyncio.create_task(socket.receive(_FOREVER))
                 self._unanswered = None
                 before = talk.updates
-                todo = talk.receive(decode(raw, Turn, turn_limit(self._dimension)), _now())
+                turn = decode(raw, Turn, turn_limit(self._dimension))
+                try:
+                    todo = talk.receive(turn, _now())
+                finally:
+                    # Also of a refusal that ends it: whoever is struck is told so.
+                    await self._hear(talk.verdict)
                 if talk.updates > before:
                     # No step is being made now, so nobody else is at the ledger.
                     self._counts = self._ledger.counts()
@@ -377,9 +390,9 @@ class Agent:
                 elif isinstance(todo, Wait):
                     self._tell(Waiting(todo.why, todo.have, todo.need))
                 elif isinstance(todo, Over):
-                    if todo.why == "budget-spent":
+                    if todo.why != "ended":
                         await _say_goodbye(socket)
-                    return todo.why == "ended"
+                    return todo.why
         except asyncio.CancelledError:
             # Whoever stops should not be counted for the others' k.
             await _say_goodbye(socket)
@@ -387,6 +400,18 @@ class Agent:
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+
+    async def _hear(self, verdict: Verdict) -> None:
+        """Tell the person of strikes that are new; have on disk what makes us leave."""
+        changes = verdict != self.session.verdict
+        self.session = replace(self.session, verdict=verdict)
+        rises = verdict.strikes > self._strikes
+        if rises:
+            self._strikes = verdict.strikes
+            self._tell(Struck(verdict.strikes, verdict.struck, verdict.judged))
+        # What changes with many a turn, and decides nothing, is written when something else is.
+        if changes and (rises or self.session.wishes.reason(verdict) is not None):
+            await self._keep()
 
     async def _compute(self, step: Step) -> tuple[bytes, np.ndarray]:
         """A ticket's puzzle and its step, at the same time."""

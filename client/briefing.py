@@ -12,14 +12,15 @@ from accord.objective import OBJECTIVES
 from accord.puzzle import expected_hashes
 from accord.schema import Field
 from accord.task import Task
+from accord.words import duration, number, wrapped
 from client.budget import affordable, epsilon_total
 from client.noise import Release
-from client.words import number, seconds, wrapped
 
 _COLUMNS: Final = 40
 _HASHES: Final = 1e6  # a second, roughly, to say how long the door takes
 _LOUD: Final = 3.0  # noise so many times as long as the signal needs very many updates
 _HANG: Final = 12
+_DIGITS: Final = 16  # of a digest: enough to compare with what the curator says
 
 
 class Price(Struct, frozen=True):
@@ -73,7 +74,7 @@ def about_task(task: Task, signed: SignedTask) -> str:
         ends.append(f"an error of {training.target_error:.1%}")
     if training.patience is not None:
         ends.append(f"{training.patience:,} updates that brought nothing")
-    ends.append(seconds(training.deadline))
+    ends.append(duration(training.deadline))
     shown = task.data.fields[:_COLUMNS]
     about = [wrapped(task.title), ""]
     if task.description:
@@ -82,8 +83,9 @@ def about_task(task: Task, signed: SignedTask) -> str:
         f"Curator     {signed.curator.hex()}",
         f"Trains      {OBJECTIVES[task.objective].words}",
         f"Clients     {task.clients.minimum:,} to {task.clients.maximum:,}, "
-        + ("in rounds" if _rounds(task) else "each at its own pace"),
+        + (f"in rounds (their {training.aggregate})" if _rounds(task) else "each at its own pace"),
         f"Ends after  {', or '.join(ends)}",
+        f"Validation  {_validation_set(task)}",
     ]
     about += [wrapped(fact, _HANG) for fact in facts]
     about += ["", "Your file must have these columns, and no others:"]
@@ -113,20 +115,82 @@ def about_price(
         f"Price       One update costs epsilon {number(price.per_update)} (after sampling). "
         + whole,
     ]
-    if task.validation.rate:
-        lines.append(" " * _HANG + "Answers to checks of the clients cost as much as updates do, "
-                     "and come on top.")
     if price.already:
         lines.append(f"Before      epsilon {number(price.already)} was spent by earlier trainings "
                      "with this data, and is in these sums")
     lines += [
         f"The door    a puzzle of difficulty {door.difficulty}, "
-        f"{seconds(expected_hashes(door.difficulty) / _HASHES)} of work",
+        f"{duration(max(1.0, expected_hashes(door.difficulty) / _HASHES))} of work",
         f"Sent        noised updates of {task.dimension:,} numbers, solved puzzles, and how many "
         "clients you ask for",
         "Never sent  your rows, how many there are, your epsilon, batch and budget",
     ]
     return "\n".join(wrapped(line, _HANG) for line in lines)
+
+
+def most_strikes(task: Task, max_difficulty: int) -> int | None:
+    """At how many strikes it is over for a client, at the latest; None where nobody is judged.
+
+    Each strike makes the updates' puzzles one step harder, and the client itself stops at the
+    first one that is harder than it allows; or the broker puts it out before.
+    """
+    if task.validation.test == "none":
+        return None
+    own = max(0, max_difficulty - task.puzzles.update + 1)
+    return min(own, task.validation.evict) if task.validation.evict else own
+
+
+def about_judging(task: Task, max_difficulty: int) -> str:
+    """How the broker judges updates, what that can cost an honest client, and what to do then."""
+    rules = task.validation
+    judged = {
+        "sequential": "Your updates are scored on the curator's validation set, and evidence adds "
+        "up for each client (a sequential test). The chance that a client whose updates do not "
+        f"oppose that set is struck is at most {rules.false_alarm:.2g}.",
+        "rounds": f"A share of {rules.rate:.2g} of the rounds is judged: by how much each client's "
+        "updates make the model worse on the curator's validation set.",
+        "none": "Nobody is struck or put out."
+        + ("" if rules.digest else " There is no validation set to judge updates by."),
+    }[rules.test]
+    screened = {
+        "direction": " Of single updates what can only be noise is cut, and those that oppose "
+        "that set are ignored.",
+        "length": " Of single updates what can only be noise is cut.",
+        "none": "",
+    }[rules.screen]
+    lines = [f"Judged      {judged}{screened}"]
+    strikes = most_strikes(task, max_difficulty)
+    if strikes is not None:
+        many = "" if rules.evict == 1 else "s"
+        out = f"; after {rules.evict} strike{many} the broker puts you out" if rules.evict else ""
+        lines += [
+            f"Struck      Each strike makes your puzzles 16 times longer{out}.",
+            "At worst    If that set is junk, honest clients are struck too. You can lose the work "
+            "of harder puzzles, your place, and the epsilon of updates that change nothing; not "
+            f"your rows. {_bound(task, max_difficulty, strikes)}",
+            "Your wish   --leave-if-struck leaves at your first strike, --leave-if-share 0.5 when "
+            "half of the judged clients are struck.",
+        ]
+    return "\n".join(wrapped(line, _HANG) for line in lines)
+
+
+def _bound(task: Task, max_difficulty: int, strikes: int) -> str:
+    many = "" if strikes == 1 else "s"
+    if not strikes:
+        return (f"From the start, puzzles are harder than your --max-difficulty {max_difficulty}: "
+                "you would stop at the first.")
+    if strikes == task.validation.evict:
+        return f"It ends after {strikes} strike{many}, when you are put out."
+    return (f"It ends after {strikes} strike{many}, when puzzles are harder than your "
+            f"--max-difficulty {max_difficulty}.")
+
+
+def _validation_set(task: Task) -> str:
+    digest = task.validation.digest
+    if digest:
+        return f"the curator's set, with the digest {digest[:_DIGITS]}..."
+    return (f"none: aggregated by {task.training.aggregate}, which withstands only a minority "
+            "of harmful clients, where the others' rows are alike")
 
 
 def about_noise(release: Release) -> str | None:

@@ -49,8 +49,8 @@ from msgspec import Struct
 
 from accord.files import sync_directory
 from accord.problems import BAD_LEDGER, BUDGET_SMALL, BUDGET_SPENT, DISK, LOCKED, Problem
+from accord.words import number
 from client.noise import Release
-from client.words import number
 
 MAX_RELEASES: Final = 10_000_000
 """Most releases composed; past it the plain sum counts. One a second for four months."""

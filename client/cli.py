@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-import math
-import re
 import shlex
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 from click.exceptions import Exit
@@ -38,55 +36,39 @@ from accord.objective import OBJECTIVES
 from accord.onion import check_onion
 from accord.problems import (
     BAD_MODEL,
-    BAD_OPTION,
-    BAD_SESSION,
     DATA_CHANGED,
     EXIT_BUDGET,
-    MANY_SESSIONS,
+    EXIT_LEFT,
     NO_MODEL,
-    NO_SESSION,
     OTHER_CURATOR,
-    UNFINISHED,
     PeerProblem,
     Problem,
 )
 from accord.task import Task, open_task, task_id
+from accord.words import number, wrapped
 from client.agent import Agent, fetch_puzzle, fetch_task
-from client.briefing import about_noise, about_price, about_task, price
+from client.briefing import (
+    about_judging,
+    about_noise,
+    about_price,
+    about_task,
+    most_strikes,
+    price,
+)
 from client.budget import Budget, Ledger
 from client.dataset import fingerprint, load, read
 from client.noise import Release
 from client.progress import shown
 from client.session import Pace, Session, hold_session, load_session, save_session
 from client.trainer import Trainer
-from client.words import number, wrapped
-
-_MOST: Final = 1e6  # of epsilon and budget: a larger one is a slip of the finger
-
-
-def _option_problem(option: str, what: str) -> Problem:
-    return Problem(BAD_OPTION, option=option, what=what)
-
-
-def _check_typed(epsilon: float, batch: int, min_clients: int, budget: float, delta: float,
-                 curator: str | None, max_difficulty: int, patience: float) -> None:
-    """Refuse values that mean nothing, before anything else is done."""
-    for name, value in (("--epsilon", epsilon), ("--budget", budget)):
-        if not 0 < value <= _MOST:
-            raise _option_problem(
-                name, f"must be above 0 and at most {number(_MOST)}, not {number(value)}")
-    if not 0 < delta < 0.5:
-        raise _option_problem("--delta", f"must be above 0 and below 0.5, not {delta:g}")
-    for name, count in (("--batch", batch), ("--min-clients", min_clients)):
-        if count < 1:
-            raise _option_problem(name, f"must be at least 1, not {count}")
-    if max_difficulty < 0:
-        raise _option_problem("--max-difficulty", f"must be at least 0, not {max_difficulty}")
-    if curator is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", curator):
-        raise _option_problem("--curator", "must be a curator's public key, 64 hexadecimal digits")
-    if not (patience >= 0 and math.isfinite(patience)):
-        raise _option_problem("--patience", f"must be at least 0, not {patience:g}")
-
+from client.wishes import (
+    check_output,
+    check_patience,
+    check_replaceable,
+    check_typed,
+    find_session,
+    option_problem,
+)
 
 _patience_option = click.option(
     "--patience", type=float, default=900.0, show_default=True, metavar="SECONDS",
@@ -115,6 +97,11 @@ _wait_option = click.option(
               help="Where the privacy ledgers are kept.  [STATE/ledgers]")
 @click.option("--max-difficulty", type=int, default=6, show_default=True,
               help="Hardest puzzle to solve; each step takes 16 times longer.")
+@click.option("--leave-if-struck", is_flag=True,
+              help="Leave as soon as the broker gives you a strike.")
+@click.option("--leave-if-share", type=float, metavar="SHARE",
+              help="Leave when at least this share of the judged clients is struck (0.5: half), "
+              "with 3 or more judged.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="MODEL",
               help="Where the model goes.  [./model-ONION.safetensors]")
 @click.option("--again", is_flag=True, help="Replace an unfinished session, or a model's file.")
@@ -128,8 +115,9 @@ _wait_option = click.option(
 async def join(
     onion: str, data: Path, epsilon: float, min_clients: int, batch: int, budget: float,
     delta: float, curator: str | None, session_path: Path | None, ledger: Path | None,
-    max_difficulty: int, output: Path | None, again: bool, go_on: bool, no_wait: bool,
-    patience: float, tor: TorOptions, state: Path, as_json: bool,
+    max_difficulty: int, leave_if_struck: bool, leave_if_share: float | None,
+    output: Path | None, again: bool, go_on: bool, no_wait: bool, patience: float,
+    tor: TorOptions, state: Path, as_json: bool,
 ) -> None:
     """Join the training at ONION with your own data: see the task, and what it costs.
 
@@ -140,22 +128,24 @@ async def join(
     Example:
       tormentor join abc...xyz.onion --data mine.csv --epsilon 1 --min-clients 5
     """
-    _check_typed(epsilon, batch, min_clients, budget, delta, curator, max_difficulty, patience)
+    check_typed(epsilon, batch, min_clients, budget, delta, curator, max_difficulty,
+                leave_if_share, patience)
     onion = check_onion(onion)
     here = Path.cwd()
     output = here / (output or f"model-{onion[:16]}.safetensors")
-    _check_output(output, here / data, again)
+    check_output(output, here / data, again)
     ledgers = here / (ledger or state / "ledgers")
     path = session_path or state / "sessions" / f"{onion}.json"
     if session_path is not None and not (here / path).parent.is_dir():
-        raise _option_problem("--session", f"is in a directory that does not exist: {path}")
+        raise option_problem("--session", f"is in a directory that does not exist: {path}")
     await asyncio.to_thread(read, data, batch)
     wishes: dict[str, Any] = {
         "fingerprint": await asyncio.to_thread(fingerprint, data), "epsilon": epsilon,
         "batch": batch, "min_clients": min_clients, "budget": budget, "delta": delta,
-        "max_difficulty": max_difficulty, "ledger": str(ledgers), "output": str(output)}
+        "max_difficulty": max_difficulty, "leave_if_struck": leave_if_struck,
+        "leave_if_share": leave_if_share, "ledger": str(ledgers), "output": str(output)}
     next_command = _solve_command(onion, session_path, state, tor)
-    _check_replaceable(path, session_path is not None, wishes, again, next_command)
+    check_replaceable(path, session_path is not None, wishes, again, next_command)
     async with route(tor, state, quiet=as_json) as way:
         async with circuit(way, onion) as line:
             signed = await unless_away(
@@ -171,6 +161,7 @@ async def join(
         if not as_json:
             say(about_task(task, signed) + "\n")
             say(about_price(cost, release, budget, delta, task, door) + "\n")
+            say(about_judging(task, max_difficulty) + "\n")
         if drowned := about_noise(release):
             warn(drowned)
         if delta * release.rows > 1:
@@ -180,7 +171,7 @@ async def join(
             private_directory(private_directory(state) / "sessions")
         with hold_session(path):
             wishes |= {"fingerprint": mine.fingerprint, "task": signed}
-            old = _check_replaceable(path, session_path is not None, wishes, again, next_command)
+            old = check_replaceable(path, session_path is not None, wishes, again, next_command)
             # Whoever joins once more in the same way keeps the place at the broker.
             if old is None or (old.solution is None and old.token is None):
                 save_session(path, Session(
@@ -193,23 +184,34 @@ async def join(
                 "epsilon_update": cost.per_update, "epsilon_before": cost.already,
                 "updates": cost.updates, "epsilon_total": cost.total,
                 "epsilon_training": cost.training, "noise_ratio": release.noise_ratio,
-                "difficulty": door.difficulty,
+                "difficulty": door.difficulty, "test": task.validation.test,
+                "validation": task.validation.digest or None,
+                "most_strikes": most_strikes(task, max_difficulty),
+                "leave_if_struck": leave_if_struck, "leave_if_share": leave_if_share,
             }
             result(told, as_json, wrapped(f"Joined. The session is {path}.") + (
                 "" if go_on else f"\nNext, type:\n{next_command}"))
             if go_on:
-                await _train(way, path, not no_wait, patience, as_json, next_command)
+                await _train(way, path, not no_wait, patience, as_json, next_command,
+                             _fetch_command(onion, output, state, tor))
 
 
 def _solve_command(
     onion: str, session: Path | None, state: Path, tor: TorOptions
 ) -> str:
     """What to type to go on from here, with every option that it takes."""
-    words = ["tormentor", "solve"]
-    if session is not None:
-        words += ["--session", str(session)]
-    else:
-        words.append(onion)
+    where = [onion] if session is None else ["--session", str(session)]
+    return _command(["solve", *where], state, tor)
+
+
+def _fetch_command(onion: str, output: Path | str, state: Path, tor: TorOptions) -> str:
+    """What to type to get a model without taking part in its training."""
+    return _command(["fetch", onion, "--output", str(output)], state, tor)
+
+
+def _command(words: list[str], state: Path, tor: TorOptions) -> str:
+    """A command of ours, with every option that makes it use the same state and way as this."""
+    words = ["tormentor", *words]
     if state != default_state():
         words += ["--state", str(state)]
     if tor.mode != "launch":
@@ -232,62 +234,10 @@ def _check_task(
         raise PeerProblem(OTHER_CURATOR, address=onion, found=signed.curator.hex(),
                           expected=curator.lower())
     if min_clients > task.clients.maximum:
-        raise _option_problem(
+        raise option_problem(
             "--min-clients",
             f"is {min_clients} and the task admits {task.clients.maximum} at most")
     return task
-
-
-def _check_output(output: Path, data: Path, again: bool) -> None:
-    if output == data:
-        raise _option_problem("--output", "names your data file; name another")
-    if not output.parent.is_dir():
-        raise _option_problem("--output", f"is in a directory that does not exist: {output}")
-    if output.exists() and not again:
-        raise _option_problem(
-            str(output), "is there already; name another file with --output, or say --again")
-
-
-_WISHES: Final = {
-    "fingerprint": "data file", "epsilon": "--epsilon", "batch": "--batch",
-    "min_clients": "--min-clients", "budget": "--budget", "delta": "--delta",
-    "max_difficulty": "--max-difficulty", "ledger": "--ledger", "output": "--output",
-    "task": "task"}
-
-
-def _check_replaceable(
-    path: Path, named: bool, wishes: dict[str, Any], again: bool, next_command: str
-) -> Session | None:
-    """Refuse to write over a session that somebody wished otherwise, or over anything else.
-
-    Args:
-        path: where the session is to be.
-        named: the person said so.
-        wishes: those of the new session, by the names of its fields.
-        again: replace it all the same, but never what a person named and is no session.
-        next_command: goes on with the one that is there.
-
-    Returns:
-        The unfinished session that is there and has the same wishes, if there is one.
-
-    Raises:
-        Problem: ``UNFINISHED``, ``BAD_OPTION``.
-    """
-    try:
-        old = load_session(path)
-    except Problem as problem:
-        if problem.kind is NO_SESSION or (problem.kind is BAD_SESSION and again and not named):
-            return None
-        if problem.kind is not BAD_SESSION:
-            raise
-        what = "name another with --session" if named else "say --again to replace it"
-        raise _option_problem(str(path), f"is there and is no session; {what}") from None
-    if again or old.outcome == "published":
-        return None
-    other = [_WISHES[name] for name, value in wishes.items() if getattr(old, name) != value]
-    if other:
-        raise Problem(UNFINISHED, path=path, what=" and ".join(other), command=next_command)
-    return old
 
 
 @click.command()
@@ -312,9 +262,8 @@ async def solve(onion: str | None, session_path: Path | None, no_wait: bool, pat
       tormentor solve
       tormentor solve abc...xyz.onion --json
     """
-    if not (patience >= 0 and math.isfinite(patience)):
-        raise _option_problem("--patience", f"must be at least 0, not {patience:g}")
-    path = _find(check_onion(onion) if onion else None, session_path, state)
+    check_patience(patience)
+    path = find_session(check_onion(onion) if onion else None, session_path, state)
     load_session(path)
     with hold_session(path):
         session = load_session(path)
@@ -323,6 +272,11 @@ async def solve(onion: str | None, session_path: Path | None, no_wait: bool, pat
             result(told, as_json, wrapped(
                 f"Nothing is left to do: the model is saved as {session.output}."))
             return
+        fetch = _fetch_command(session.onion, session.output, state, tor)
+        if session.outcome == "left":
+            left = {"event": "end", "outcome": "left", "model": None, **_verdict(session)}
+            result(left, as_json, wrapped(_left(session)) + f"\n{fetch}")
+            raise Exit(EXIT_LEFT)
         # Looked at before tor is started, so that what is wrong here is said at once.
         _check_data(session)
         if not as_json:
@@ -332,27 +286,7 @@ async def solve(onion: str | None, session_path: Path | None, no_wait: bool, pat
                 f"{session.delta:g}, at least {session.min_clients:,} clients."))
         async with route(tor, state, quiet=as_json) as way:
             again = _solve_command(session.onion, session_path, state, tor)
-            await _train(way, path, not no_wait, patience, as_json, again)
-
-
-def _find(onion: str | None, named: Path | None, state: Path) -> Path:
-    """The session that is meant: the named one, the only unfinished one, or the last finished."""
-    if named is not None:
-        if onion is not None and load_session(named).onion != onion:
-            raise Problem(NO_SESSION, where=f"for {onion} at {named}")
-        return named
-    directory = state / "sessions"
-    if onion is not None:
-        return directory / f"{onion}.json"
-    found = sorted(directory.glob("*.json")) if directory.is_dir() else []
-    unfinished = [path for path in found if load_session(path).outcome != "published"]
-    if not found:
-        raise Problem(NO_SESSION, where=f"to go on with in {directory}")
-    if not unfinished:
-        return max(found, key=lambda path: path.stat().st_mtime)
-    if len(unfinished) > 1:
-        raise Problem(MANY_SESSIONS, count=len(unfinished))
-    return unfinished[0]
+            await _train(way, path, not no_wait, patience, as_json, again, fetch)
 
 
 def _check_data(session: Session) -> None:
@@ -361,8 +295,18 @@ def _check_data(session: Session) -> None:
 
 
 async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: bool,
-                 again: str) -> None:
-    """Go on with a session that this process holds; the command ``again`` does so once more."""
+                 again: str, fetch: str) -> None:
+    """Go on with a session that this process holds.
+
+    Args:
+        way: to the model.
+        path: of the session.
+        wait: for the model, when the budget is spent.
+        patience: seconds without any answer before giving up.
+        as_json: tell it to a machine.
+        again: the command that does so once more.
+        fetch: the command that gets the model without taking part.
+    """
     began = time.monotonic()
     session = load_session(path)
     await asyncio.to_thread(_check_data, session)
@@ -377,16 +321,18 @@ async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: b
             Budget, book, name, release, session.budget, session.delta)
         trainer = Trainer(task, data, session.batch, session.epsilon, budget.spend)
         with shown(as_json, session.budget) as tell:
-            outcome = await Agent(
+            agent = Agent(
                 way, path, session, trainer, book, lambda: budget.remaining > 0, tell,
-                wait=wait, pace=Pace(patience=patience)).run()
+                wait=wait, pace=Pace(patience=patience))
+            outcome = await agent.run()
         spent, updates = await asyncio.to_thread(budget.spent), book.count(name)
-    saved = outcome == "published"
+    session, saved = agent.session, outcome == "published"
     told = {
         "event": "end", "outcome": outcome, "updates": updates, "epsilon_total": spent,
         "delta": session.delta, "epsilon": session.epsilon, "batch": session.batch,
         "rows": release.rows, "min_clients": session.min_clients,
         "model": session.output if saved else None, "seconds": time.monotonic() - began,
+        **_verdict(session),
     }
     words = f"We paid for {updates:,} update{'' if updates == 1 else 's'} in this training. " \
             f"This data has cost epsilon {number(spent)} of {number(session.budget)} in all, at " \
@@ -395,9 +341,36 @@ async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: b
         result(told, as_json, wrapped(
             f"The model is saved as {session.output}, and its address has signed it.\n{words}"))
         return
+    if outcome == "left":
+        result(told, as_json, wrapped(f"{words}\n{_left(session)}") + f"\n{fetch}")
+        raise Exit(EXIT_LEFT)
     result(told, as_json, wrapped(
         f"{words}\nTo fetch the model when it is published, type:") + f"\n{again}")
     raise Exit(EXIT_BUDGET)
+
+
+def _verdict(session: Session) -> dict[str, object]:
+    """What the broker said last of strikes, for a machine; and which wish to leave it fulfils."""
+    verdict = session.verdict
+    told: dict[str, object] = {
+        "strikes": verdict.strikes, "struck": verdict.struck, "judged": verdict.judged}
+    if session.outcome == "left":
+        told["why"] = session.wishes.reason(verdict)
+    return told
+
+
+def _left(session: Session) -> str:
+    """Why we have left, in words that decide on nobody's fault; a command to fetch follows."""
+    verdict = session.verdict
+    if session.wishes.reason(verdict) == "leave-if-struck":
+        many = "" if verdict.strikes == 1 else "s"
+        why = (f"--leave-if-struck asks: the broker has given us {verdict.strikes:,} strike{many}, "
+               "as our updates oppose the curator's validation set")
+    else:
+        why = (f"--leave-if-share {session.leave_if_share} asks: the updates of {verdict.struck:,} "
+               f"of {verdict.judged:,} judged clients oppose the curator's validation set")
+    return (f"We have left this training, as {why}.\nTo take part again all the same, join with "
+            "--again and without that wish.\nTo fetch the model when it is published, type:")
 
 
 def _read_model(path: Path, onion: str | None) -> Model:

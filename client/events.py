@@ -39,6 +39,14 @@ class Update(Event, frozen=True):
     epsilon: float
 
 
+class Struck(Event, frozen=True):
+    """The broker has given us so many strikes; of ``judged`` clients, ``struck`` have one."""
+
+    strikes: int
+    struck: int
+    judged: int
+
+
 class Following(Event, frozen=True):
     """The model is trained without us: what :class:`accord.messages.Status` says of it."""
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from accord.console import say
 from accord.problems import KINDS, ROUND_OPEN, TOO_FEW_CLIENTS, PeerProblem
+from accord.words import duration, number
 from client.events import (
     Admitted,
     Event,
@@ -24,15 +25,17 @@ from client.events import (
     Silent,
     Solving,
     Spent,
+    Struck,
     Told,
     Update,
     Waiting,
 )
-from client.words import number, seconds
 
 EVERY: Final = 10.0
 """Seconds between plain lines that say the same kind of thing."""
 JSON_EVERY: Final = 0.25
+_LASTING: Final = (Admitted, Spent, Struck, Late)
+"""What nobody may overlook: it is told however much else is, and stays on a terminal."""
 
 
 @contextmanager
@@ -50,7 +53,7 @@ def shown(as_json: bool, budget: float) -> Iterator[Told]:
         def show(event: Event) -> None:
             # Text, so that nothing in it is taken for markup.
             text = Text(words(event, budget))
-            if isinstance(event, Admitted | Spent | Late):
+            if isinstance(event, _LASTING):
                 console.print(text)  # above the live line, where it stays
             else:
                 line.update(text)
@@ -69,6 +72,9 @@ class _Lines:
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
+        if isinstance(event, _LASTING):
+            self._show(event)
+            return
         same = type(event) is self._kind
         if now - self._last < self._every and (same or isinstance(event, Solving)):
             return
@@ -82,7 +88,7 @@ def words(event: Event, budget: float) -> str:
         case Solving(door=door, tried=tried, expected=expected, rate=rate):
             what = "the admission puzzle" if door else "an update's puzzle"
             return (f"Solving {what}: {tried:,} tries at {rate:,.0f} a second; it takes "
-                    f"{seconds(expected / rate)} on average.")
+                    f"{duration(max(1.0, expected / rate))} on average.")
         case Admitted():
             return "Admitted. Training begins as soon as enough clients are here."
         case Waiting(why=why, have=have, need=need):
@@ -95,6 +101,10 @@ def words(event: Event, budget: float) -> str:
             many = "" if updates == 1 else "s"
             return (f"Training: {updates:,} update{many}, epsilon {number(epsilon)} of "
                     f"{number(budget)} spent.")
+        case Struck(strikes=strikes, struck=struck, judged=judged):
+            return (f"The broker has given us {strikes:,} strike{'' if strikes == 1 else 's'}: our "
+                    "updates oppose the curator's validation set. Who is wrong, we or that set, "
+                    f"nobody here knows. Clients judged: {judged:,}; struck: {struck:,}.")
         case Silent(seconds=silent):
             return f"No answer for {silent:,.0f} s; the broker may be away. We go on asking."
         case Reconnecting(why=why, seconds=pause):
@@ -113,4 +123,4 @@ def _following(event: Following) -> str:
                 f"{event.max_updates:,} updates.")
     how = "is paused" if event.phase == "paused" else "has not begun"
     return (f"Training {how} ({event.clients:,} of {event.needed:,} clients); the model comes at "
-            f"the latest in {seconds(event.left)}.")
+            f"the latest in {duration(event.left)}.")

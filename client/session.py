@@ -10,7 +10,8 @@ sent now and then, as a sign of life: the broker answers with the same ticket, w
 nothing.
 
 A ticket is refused *before* anything is spent on it when its puzzle is harder than the person
-allows or its weights are not numbers; after that nothing is sent any more.
+allows or its weights are not numbers; after that nothing is sent any more. Nor is anything spent
+on one when strikes, our own or those of others, fulfil a wish of the person's to leave.
 """
 
 from __future__ import annotations
@@ -75,7 +76,54 @@ MOST_REFUSALS: Final = 10
 """After so many refusals with no update acknowledged between them we stop: each stale ticket has
 cost a release, and a broker that takes none should not have more."""
 
-Outcome = Literal["budget-spent", "published"]
+LEAST_JUDGED: Final = 3
+"""A share of fewer judged clients than this says nothing: nobody leaves because of it."""
+
+Outcome = Literal["budget-spent", "published", "left"]
+FINISHED: Final = ("published", "left")
+"""Outcomes after which a session is not gone on with."""
+Reason = Literal["leave-if-struck", "leave-if-share"]
+Stop = Literal["ended", "budget-spent", "left"]
+"""Why no more updates are made: training has ended, no budget is left, or a wish to leave."""
+
+
+class Verdict(Struct, frozen=True):
+    """What a broker said last of strikes.
+
+    Attributes:
+        strikes: given to us.
+        struck, judged: of all clients whose updates were ever judged, how many were given one.
+    """
+
+    strikes: int = 0
+    struck: int = 0
+    judged: int = 0
+
+
+class Wishes(Struct, frozen=True):
+    """When a person wishes to leave.
+
+    Attributes:
+        if_struck: at the first strike of our own.
+        if_share: when at least this share of the judged clients is struck, above 0 and up to 1;
+            None for never. It takes :data:`LEAST_JUDGED` judged ones.
+    """
+
+    if_struck: bool = False
+    if_share: float | None = None
+
+    def reason(self, verdict: Verdict) -> Reason | None:
+        """The wish that this verdict fulfils, if it does one."""
+        if self.if_struck and verdict.strikes:
+            return "leave-if-struck"
+        if self.if_share is None or verdict.judged < LEAST_JUDGED:
+            return None
+        # Divided, not multiplied: 3 of 10 is exactly the 0.3 that was typed.
+        share = verdict.struck / verdict.judged
+        return "leave-if-share" if share >= self.if_share else None
+
+
+_STAYS: Final = Wishes()
 
 
 class Session(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -90,8 +138,10 @@ class Session(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         ledger: directory of the privacy ledgers.
         output: where the model goes.
         puzzle, solution: of the door. token: what the broker knows this client by.
+        leave_if_struck, leave_if_share: see :class:`Wishes`.
+        verdict: what the broker said last of strikes.
         outcome: "budget-spent" when no more updates may be sent, "published" when the model is
-            saved, None before.
+            saved, "left" when the person's wish to leave was fulfilled, None before.
     """
 
     version: Literal[1] = 1
@@ -110,7 +160,15 @@ class Session(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     puzzle: AdmissionPuzzle | None = None
     solution: Solution | None = None
     token: Token | None = None
+    leave_if_struck: bool = False
+    leave_if_share: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    verdict: Verdict = Verdict()
     outcome: Outcome | None = None
+
+    @property
+    def wishes(self) -> Wishes:
+        """When the person wishes to leave."""
+        return Wishes(self.leave_if_struck, self.leave_if_share)
 
     def __repr__(self) -> str:
         # Whatever prints this by mistake must not print the token.
@@ -233,9 +291,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """Nothing more is to be sent: the model is published, or the budget is spent."""
+    """Nothing more is to be sent: the model is published, the budget is spent, or the person
+    wishes to leave."""
 
-    why: Literal["ended", "budget-spent"]
+    why: Stop
 
 
 class Conversation:
@@ -250,16 +309,20 @@ class Conversation:
         pace: how long things take.
         silence: seconds after which the broker counts a silent client as absent, and replaces a
             ticket by another when it is asked for work.
+        wishes: when the person wishes to leave.
 
     Attributes:
         updates: how many were acknowledged.
+        verdict: what the broker said last of strikes.
     """
 
     def __init__(
         self, onion: str, token: bytes, dimension: int, max_difficulty: int,
-        can_pay: Callable[[], bool], pace: Pace, silence: float,
+        can_pay: Callable[[], bool], pace: Pace, silence: float, wishes: Wishes = _STAYS,
     ) -> None:
         self.updates = 0
+        self.verdict = Verdict()
+        self._wishes = wishes
         self._onion = onion
         self._token = token
         self._dimension = dimension
@@ -338,6 +401,8 @@ class Conversation:
             self._pending = None
             self._refusals = 0
             self.updates += 1
+        if turn.strikes or turn.judged:  # a turn without any of these figures takes nothing back
+            self.verdict = Verdict(turn.strikes, turn.struck, turn.judged)
         try:
             todo = self._next(turn.next, now)
         except Problem:
@@ -349,8 +414,13 @@ class Conversation:
     def _next(self, told: Work | Wait | End | Refused, now: float) -> Step | Wait | Over | None:
         if isinstance(told, End):
             return Over("ended")
+        leaves = self._wishes.reason(self.verdict) is not None
         if isinstance(told, Refused):
-            return self._refused(told.problem(), now)
+            # First, as some refusals are an end by themselves.
+            todo = self._refused(told.problem(), now)
+            return Over("left") if leaves and todo != Over("ended") else todo
+        if leaves:
+            return Over("left")
         if self._ticket is not None:
             # An answer to an earlier message that crossed with ours: we have work.
             return None

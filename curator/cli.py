@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Final
 import click
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from accord.circuit import Circuit
 from accord.console import (
@@ -27,8 +29,9 @@ from accord.console import (
     unless_away,
     warn,
 )
-from accord.files import write_whole
+from accord.files import private_directory, write_whole
 from accord.messages import (
+    SALT_BYTES,
     SMALL_LIMIT,
     TASK_LIMIT,
     VALIDATION_LIMIT,
@@ -54,10 +57,12 @@ from accord.problems import (
     Problem,
 )
 from accord.table import read_table
-from accord.task import Task, sign, task_id
+from accord.task import Task, commitment, needs_validation, sign, task_id
+from accord.words import wrapped
 from curator.definition import curator_key, read_definition
 from curator.draft import default_title, draft
 from curator.watch import (
+    NOT_MEASURED,
     follow,
     get_from_model,
     get_status,
@@ -65,7 +70,6 @@ from curator.watch import (
     progress,
     useless,
     words,
-    wrapped,
 )
 
 APPEAR: Final = 180.0
@@ -79,7 +83,8 @@ _file = click.Path(path_type=Path)
 @command
 @click.argument("task", metavar="[TASK.toml]", type=_file, required=False)
 @click.option("--validation", metavar="FILE", type=_file,
-              help="CSV or Parquet: rows on which the broker measures the model; it sees them.")
+              help="CSV or Parquet: rows on which the broker measures the model and judges "
+              "updates; it sees them. Left out only for a task that can do without.")
 @click.option("--broker", metavar="ONION", help="Address of the broker's desk.")
 @click.option("--key", metavar="FILE", type=_file,
               help="Your Ed25519 key.  [made once, in the state directory]")
@@ -119,8 +124,9 @@ async def curate(
              "goes with --init only", "go with --init only")
     if output is not None and not watch:
         raise Problem(BAD_OPTION, option="--output", what="goes with --watch or --init only")
-    if task is None or validation is None or broker is None:
-        needed = {"TASK.toml": task, "--validation": validation, "--broker": broker}
+    if task is None or broker is None:
+        # Whether --validation is missing too, the task says.
+        needed = {"TASK.toml": task, "--broker": broker}
         missing = [name for name, value in needed.items() if value is None]
         hint = "" if task else "; write a task with 'tormentor curate --init DATA.csv'"
         raise Problem(BAD_OPTION, option=_listed(missing),
@@ -170,7 +176,15 @@ def _without_tor(tor: TorOptions) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """What a desk is given, once everything here was checked."""
+    """What a desk is given, once everything here was checked.
+
+    Attributes:
+        broker: the desk's address.
+        signed: the task, with the digest of its validation set.
+        body: the message to the desk.
+        clients: how many the task needs at least.
+        way: options that somebody else needs to get by the same way to the same broker.
+    """
 
     broker: str
     signed: SignedTask
@@ -185,25 +199,63 @@ class _Order:
 
 
 def _order(
-    path: Path, validation: Path, broker: str, state: Path, key: Path | None, way: str
+    path: Path, validation: Path | None, broker: str, state: Path, key: Path | None, way: str
 ) -> _Order:
     """Check everything that can be checked here, before anybody is spoken to."""
     address = check_onion(broker)
     task = read_definition(path)
     _warn_of_silence(task, path)
-    rows, labels = task.data.encode(read_table(validation), str(validation))
+    salt = secrets.token_bytes(SALT_BYTES)
+    rows = labels = b""
+    if validation is not None:
+        rows, labels = _validation_set(task, validation)
+        task = replace(task, validation=replace(
+            task.validation, digest=commitment(salt, rows, labels)))
+    else:
+        _do_without(task, path)
+    signed = sign(task, curator_key(state, key))
+    if validation is not None:
+        _keep_salt(state, signed, salt)
+    body = encode(Curate(task=signed, rows=rows, labels=labels, salt=salt))
+    return _Order(address, signed, body, task.clients.minimum, way)
+
+
+def _validation_set(task: Task, path: Path) -> tuple[bytes, bytes]:
+    """The rows and the labels of a table as they travel."""
+    rows, labels = task.data.encode(read_table(path), str(path))
     if rows.size * 4 + len(labels) + TASK_LIMIT + SMALL_LIMIT > VALIDATION_LIMIT:
         most = (VALIDATION_LIMIT - TASK_LIMIT - SMALL_LIMIT) // (4 * task.dimension + 1)
-        raise Problem(BAD_OPTION, option=f"--validation {validation}",
+        raise Problem(BAD_OPTION, option=f"--validation {path}",
                       what=f"has {len(labels):,} rows and a broker takes at most {most:,} of "
                       "this width; give fewer")
-    signed = sign(task, curator_key(state, key))
-    body = encode(Curate(
-        task=signed,
-        rows=np.ascontiguousarray(rows, dtype="<f4").tobytes(),
-        labels=labels.astype(np.uint8).tobytes(),
-    ))
-    return _Order(address, signed, body, task.clients.minimum, way)
+    return np.ascontiguousarray(rows, dtype="<f4").tobytes(), labels.astype(np.uint8).tobytes()
+
+
+def _do_without(task: Task, path: Path) -> None:
+    """Refuse to go without a validation set where the task needs one; else say what it means."""
+    needed = needs_validation(task)
+    if needed:
+        unset = [place.partition(".")[2] for place in needed
+                 if place in ("training.target_error", "training.patience")]
+        also = f", without {_listed(unset)}," if unset else ""
+        raise Problem(
+            BAD_OPTION, option="--validation",
+            what=f"is missing, and {path} needs it for {_listed(needed)}; to do without a "
+            f"validation set, write mode = 'synchronous' and aggregate = 'median'{also} in "
+            "[training], and test = 'none' and screen = 'length' in [validation]")
+    warn(wrapped(
+        "There is no validation set. So no error can be shown, nobody is judged, and the last "
+        "model is published, however good it is. The rule that takes its place, "
+        f"'{task.training.aggregate}', withstands only a minority of clients that do harm, and "
+        "only where the others' rows are alike."))
+
+
+def _keep_salt(state: Path, signed: SignedTask, salt: bytes) -> None:
+    """Keep what proves later that a validation set is the one whose digest was signed."""
+    path = private_directory(private_directory(state) / "salts") / task_id(signed)
+    write_whole(path, f"{salt.hex()}\n".encode(), 0o600)
+    say(wrapped(f"The digest of your validation set is in the task; its salt is kept in {path}. "
+                "Whoever is shown the salt and the set can check that it is this one."))
 
 
 def _warn_of_silence(task: Task, path: Path) -> None:
@@ -261,8 +313,8 @@ def _init(
     for note in made.notes:
         warn(wrapped(plain(note)))
     result({"task": str(output), "notes": made.notes}, as_json, wrapped(
-        f"Wrote {output}. Read it, correct it, and hand it to a broker with\n"
-        f"  tormentor curate {shlex.quote(str(output))} --validation ROWS.csv --broker ONION"))
+        f"Wrote {output}. Read it, correct it, and hand it to a broker with") +
+        f"\n  tormentor curate {shlex.quote(str(output))} --validation ROWS.csv --broker ONION")
 
 
 # -- status ----------------------------------------------------------------------------------
@@ -341,13 +393,16 @@ class _Fetched:
         title = plain(self.model.task.title).replace("\n", " ")
         lines = [f"Saved {self.saved}: '{title}', {self.model.updates:,} updates."]
         if self.status.error is not None:
-            lines.append(f"It errs on {self.status.error:.1%} of the validation rows; "
-                         f"{one_answer(self.status)}.")
+            compared = f"; {one}" if (one := one_answer(self.status)) else ""
+            lines.append(
+                f"It errs on {self.status.error:.1%} of the validation rows{compared}.")
+        elif self.status.baseline is None:
+            lines.append(f"Its error is {NOT_MEASURED}.")
         lines += [f"Signed by {self.model.onion},",
                   f"for curator {self.model.signed.curator.hex()}.",
-                  "Apply it with:",
-                  f"  tormentor predict {shlex.quote(str(self.saved))} --data YOUR.csv"]
-        return wrapped("\n".join(lines))
+                  "Apply it with:"]
+        return wrapped("\n".join(lines)) + (
+            f"\n  tormentor predict {shlex.quote(str(self.saved))} --data YOUR.csv")
 
 
 async def _fetch(

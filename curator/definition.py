@@ -83,6 +83,10 @@ def _quoted(text: str, said: str) -> str:
 
 
 def _task(table: dict[str, Any]) -> Task:
+    validation = table.get("validation")
+    if isinstance(validation, dict) and "digest" in validation:
+        raise _Wrong("validation.digest stands in it, and 'tormentor curate' fills that in by "
+                     "itself when it signs; take the line out")
     _check_table(table, Task, "")
     try:
         task = msgspec.convert(table, Task)

@@ -41,6 +41,8 @@ _BOOLEANS: Final = frozenset({"true", "false", "yes", "no", "0", "1"})
 _SECTIONS: Final[tuple[tuple[str, str, Struct, dict[str, str]], ...]] = (
     ("training", "How the model is trained.", Training(), {
         "mode": "'asynchronous': each update is applied as it comes; 'synchronous': in rounds",
+        "aggregate": "what a round makes of its updates: 'mean', or, without a validation set, "
+                     "'median', 'trimmed-mean' or 'krum'",
         "step": "length of the first step (no unit)",
         "schedule": "how a client's step shrinks: 'constant', '1/t' or '1/sqrt(t)'",
         "regularisation": "L2 penalty, 0 to 1 (no unit)",
@@ -63,13 +65,23 @@ _SECTIONS: Final[tuple[tuple[str, str, Struct, dict[str, str]], ...]] = (
          "admission": "zeros, at the door (4 takes about 0.1 s, 6 about 20 s)",
          "update": "zeros, for every update; each strike adds one",
      }),
-    ("validation", "How harmful updates are found: rounds on your validation set.", Validation(), {
-        "rate": "probability that an update is followed by a round, 0 to 1; 0 for none",
-        "metric": "what influence is measured in: 'error' (share of wrong answers) or 'loss'",
-        "threshold": "a client whose influences add up to less than minus this gets a strike",
-        "seconds": "a round waits so many seconds for silent clients",
+    ("validation", "How updates are judged on your validation set.", Validation(), {
+        "test": "'sequential': every update is scored and evidence adds up for each client; "
+                "'rounds': influence on rounds of updates; 'none'",
+        "false_alarm": "of 'sequential': most chance, over the whole training, of a strike "
+                       "against a client whose updates do not oppose the set",
+        "screen": "of single updates: 'length': what can only be noise is cut; 'direction': and "
+                  "those that point uphill on your set are ignored; 'none'",
+        "evict": "a client with so many strikes is put out; 0 for never",
+        "rate": "of 'rounds': the probability that a round is judged, 0 to 1",
+        "metric": "of 'rounds': influence is measured in 'error' (share of wrong answers) or "
+                  "'loss'",
+        "threshold": "of 'rounds': a client whose influences add up to less than minus this gets "
+                     "a strike",
     }),
 )
+_FILLED_IN: Final = ("digest",)
+"""Settings that are in no file: the curator's command fills them in when it signs."""
 _EXAMPLES: Final = {"target_error": "0.2", "patience": "500"}
 """For settings that are off unless given: what a line that is taken out of its comment says."""
 
@@ -182,6 +194,8 @@ def _head(title: str, answer: str, positive: str | None) -> list[str]:
 def _settings(defaults: Struct, comments: dict[str, str]) -> list[str]:
     lines = []
     for name in defaults.__struct_fields__:
+        if name in _FILLED_IN:
+            continue
         value = getattr(defaults, name)
         if value is None:
             lines.append(f"# {name} = {_EXAMPLES[name]}  # {comments[name]} (off)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import textwrap
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import pairwise
@@ -18,16 +17,16 @@ from accord.circuit import Circuit
 from accord.console import plain, say, unless_away
 from accord.messages import SMALL_LIMIT, Status, decode
 from accord.problems import AWAY, BAD_OPTION, LOST, NOT_FOUND, Problem
+from accord.words import duration, wrapped
 
 POLL: Final = 1.0
 """Seconds between two looks at a model that is being followed."""
 RECONNECT: Final = 300.0
 """Seconds for a broker that was there to come back: a restart of it takes less."""
+NOT_MEASURED: Final = "not measured: the task has no validation set"
 _ENDS: Final = ("published", "gone")
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _WIDTH: Final = 40
-_COLUMNS: Final = 80
-"""Of prose; a command is one line however long it is, so that it can be copied."""
 _PHASES: Final = {
     "waiting": "waiting for the first client",
     "gathering": "gathering clients; training has not begun",
@@ -124,10 +123,12 @@ async def follow(circuit: Circuit, patience: float = RECONNECT) -> Status:
 
 def line(status: Status) -> str:
     """A status in one line, for a log: the same while nothing has changed."""
-    error = "" if status.error is None else (
-        f", error {status.error:.1%} (always one answer: {status.baseline:.1%})")
+    error = "" if status.error is None else f", error {status.error:.1%}"
+    if error and status.baseline is not None:
+        error += f" (always one answer: {status.baseline:.1%})"
+    struck = f", {_struck(status)}" if status.struck else ""
     return (f"{status.phase}: {status.clients} of {status.needed} clients, "
-            f"{status.updates} of {status.max_updates} updates{error}")
+            f"{status.updates} of {status.max_updates} updates{error}{struck}")
 
 
 def words(status: Status, errors: list[float] | None = None) -> str:
@@ -152,10 +153,16 @@ def words(status: Status, errors: list[float] | None = None) -> str:
         best = "" if status.best_error is None else f", the lowest so far {status.best_error:.1%}"
         lines.append(("Error", f"{status.error:.1%} of the validation rows are wrong{best}"))
         lines.append(("", one_answer(status)))
+    elif status.baseline is None:
+        lines.append(("Error", NOT_MEASURED))
     if errors and len(errors) > 1:
         lines.append(("", sparkline(errors)))
-    if status.rounds:
-        lines.append(("Rounds", f"{status.rounds:,} completed; strikes given: {status.strikes:,}"))
+    if status.judged:
+        lines.append(("Judged", _struck(status)))
+    if status.struck:
+        many = "" if status.strikes == 1 else "s"
+        lines.append(("", f"({status.strikes:,} strike{many} in all: their updates oppose the "
+                      "validation set)"))
     told = [lines[0][0], *(f"  {name:<8} {text}" for name, text in lines[1:])]
     return "\n".join([*told, useless(status)]).rstrip()
 
@@ -170,25 +177,27 @@ def ending(status: Status) -> str:
     return f"at the latest in {time}"
 
 
+def _struck(status: Status) -> str:
+    """How many of the judged clients were struck. Who is wrong, they or the set, is not said."""
+    many = "" if status.judged == 1 else "s"
+    return f"{status.struck:,} of {status.judged:,} client{many} struck"
+
+
 def one_answer(status: Status) -> str:
-    """What a model's error is to be compared with."""
+    """What a model's error is to be compared with; empty where there is no validation set."""
+    if status.baseline is None:
+        return ""
     return f"always saying one answer errs {status.baseline:.1%}"
 
 
 def useless(status: Status) -> str:
     """A warning about a model that has learnt nothing from its updates, or nothing."""
-    if not status.updates or status.best_error is None or status.best_error < status.baseline:
+    if not status.updates or status.best_error is None or status.baseline is None:
+        return ""
+    if status.best_error < status.baseline:
         return ""
     model = "The model" if status.phase in _ENDS else "So far the model"
     return f"{model} is no better than always giving one answer."
-
-
-def wrapped(text: str) -> str:
-    """Prose in lines of 80 columns, broken between words; what is indented stays as it is."""
-    return "\n".join(
-        line if line.startswith(" ") else textwrap.fill(
-            line, _COLUMNS, break_long_words=False, break_on_hyphens=False)
-        for line in text.split("\n"))
 
 
 def sparkline(values: list[float], width: int = _WIDTH) -> str:
@@ -200,20 +209,6 @@ def sparkline(values: list[float], width: int = _WIDTH) -> str:
     low, high = min(values), max(values)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BARS[round((value - low) * scale)] for value in values)
-
-
-def duration(seconds: float) -> str:
-    """A time in its two largest units, or in its largest where that is enough to plan with."""
-    whole = round(seconds)
-    units: tuple[tuple[int, str], ...] = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-    parts: list[str] = []
-    for size, unit in units:
-        count, whole = divmod(whole, size)
-        if count or parts:
-            parts.append(f"{count} {unit}")
-        if count > 9 and len(parts) == 1:
-            break
-    return " ".join(parts[:2]) or "0 s"
 
 
 def progress(text: str) -> Callable[[str], None]:

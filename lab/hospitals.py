@@ -136,11 +136,6 @@ maximum = 10
 admission = 4
 update = 2
 
-[validation]
-rate = 0.05
-metric = "loss"
-threshold = 0.5
-
 [data]
 target = "malignant"
 

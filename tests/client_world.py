@@ -53,7 +53,7 @@ from accord.problems import (
     PeerProblem,
 )
 from accord.schema import Constraints, Field, Schema
-from accord.task import Clients, Puzzles, Task, Training, sign, task_id
+from accord.task import Clients, Puzzles, Task, Training, Validation, sign, task_id
 from client.session import Pace
 
 SEED = bytes(range(32))
@@ -84,6 +84,7 @@ def make_task(**changes: object) -> Task:
         "training": Training(max_updates=10),
         "clients": Clients(minimum=1, maximum=10),
         "puzzles": Puzzles(admission=2, update=1),
+        "validation": Validation(digest="5ea1d0c3" * 8),
     }
     return Task(**{**parts, **changes})  # type: ignore[arg-type]
 
@@ -116,6 +117,7 @@ class StandIn:
         expired: how many Joins are refused as too late.
         phase: what its status says until the model is published.
         silent: messages of the training are taken and never answered, as by a dead machine.
+        strikes: said in each turn: strikes of the client, clients struck, clients judged.
         heard: all that came: (path, headers, body).
     """
 
@@ -134,6 +136,7 @@ class StandIn:
     puzzles: int = 0
     left: int = 0
     restarts: int = 0
+    strikes: tuple[int, int, int] = (0, 0, 0)
     on_push: Callable[[], None] = lambda: None
     heard: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     ws: list[bytes] = field(default_factory=list)
@@ -191,7 +194,7 @@ class StandIn:
         return web.Response(body=encode(Status(
             phase=phase, title="", task=task_id(self.signed), clients=1, needed=2,
             updates=self.updates, max_updates=10, error=None, best_error=None, baseline=0.4,
-            rounds=0, strikes=0, seconds=1.0, left=3540.0)))
+            judged=0, struck=0, strikes=0, seconds=1.0, left=3540.0)))
 
     async def _join(self, request: web.Request) -> web.Response:
         raw = await request.read()
@@ -242,10 +245,10 @@ class StandIn:
             return self.turns.pop(0)
         receipt = b""
         if isinstance(said, Pull) and self.tickets and not self.published:
-            return Turn(b"", next(iter(self.tickets.values())))
+            return Turn(b"", next(iter(self.tickets.values())), *self.strikes)
         if isinstance(said, Push):
             if said.ticket in self.spent:
-                return Turn(said.ticket, self._next())
+                return Turn(said.ticket, self._next(), *self.strikes)
             work = self.tickets.pop(said.ticket, None)
             if work is None:
                 return Turn(b"", refused(PeerProblem(STALE_TICKET)))
@@ -257,7 +260,7 @@ class StandIn:
             self.spent.add(said.ticket)
             receipt = said.ticket
             self.on_push()
-        return Turn(receipt, self._next())
+        return Turn(receipt, self._next(), *self.strikes)
 
     def _next(self) -> Work | Wait | End | Refused:
         if self.updates >= self.publish_after:

@@ -55,7 +55,7 @@ def status(phase: Any = "training", **changes: Any) -> Status:
     fields: dict[str, Any] = {
         "phase": phase, "title": "Sick or well", "task": "0" * 64, "clients": 3, "needed": 2,
         "updates": 10, "max_updates": 1000, "error": 0.25, "best_error": 0.2, "baseline": 0.4,
-        "rounds": 4, "strikes": 1, "seconds": 75.0, "left": 3600.0}
+        "judged": 8, "struck": 3, "strikes": 4, "seconds": 75.0, "left": 3600.0}
     return Status(**fields | changes)
 
 
@@ -161,9 +161,10 @@ def direct(port: int) -> list[str]:
     return ["--tor", "none", "--direct", f"127.0.0.1:{port}", "--state", "state"]
 
 
-def curate(broker: StandIn, *more: str, task: str = "task.toml", rows: str = "rows.csv") -> Result:
-    return run("curate", task, "--validation", rows, "--broker", DESK, *more,
-               *direct(broker.port))
+def curate(broker: StandIn, *more: str, task: str = "task.toml", rows: str | None = "rows.csv"
+           ) -> Result:
+    validation = [] if rows is None else ["--validation", rows]
+    return run("curate", task, *validation, "--broker", DESK, *more, *direct(broker.port))
 
 
 def sentence(result: Result, exit_status: int) -> str:

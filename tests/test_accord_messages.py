@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from accord import messages
 from accord.messages import (
     MAX_DIMENSION,
+    SALT_BYTES,
     SMALL_LIMIT,
     TASK_LIMIT,
     VALIDATION_LIMIT,
@@ -264,21 +265,30 @@ def test_the_limit_is_exact_and_is_told() -> None:
 def test_the_largest_messages_fit_their_limits(dimension: int) -> None:
     vector = bytes(4 * dimension)
     push = encode(Push(bytes(16), bytes(32), vector))
-    turn = encode(Turn(bytes(16), Work(bytes(16), vector, bytes(64), 64)))
+    turn = encode(Turn(bytes(16), Work(bytes(16), vector, bytes(64), 64), *(2**53 - 1,) * 3))
     assert len(push) <= push_limit(dimension) < len(push) + SMALL_LIMIT
     assert len(turn) <= turn_limit(dimension) < len(turn) + SMALL_LIMIT
 
 
 def test_the_longest_message_without_weights_is_far_below_the_small_limit() -> None:
     longest = Status("published", "\U0001f600" * 200, "a" * 64, 100_000, 100_000, 2**53 - 1,
-                     2**53 - 1, 1.0, 1.0, 0.5, 2**53 - 1, 2**53 - 1, 1e9, 1e9, "x" * 40)
+                     2**53 - 1, 1.0, 1.0, 0.5, 2**53 - 1, 2**53 - 1, 2**53 - 1, 1e9, 1e9, "x" * 40)
+    counts = (2**53 - 1,) * 3
     others = [
-        Turn(bytes(16), Refused("c" * 40, {"x" * 19 + str(i): 2**53 for i in range(4)})),
-        Turn(bytes(16), Wait("c" * 40, 1, 1, 1e9)), Turn(bytes(16), End()),
+        Turn(bytes(16), Refused("c" * 40, {"x" * 19 + str(i): 2**53 for i in range(4)}), *counts),
+        Turn(bytes(16), Wait("c" * 40, 1, 1, 1e9), *counts), Turn(bytes(16), End(), *counts),
         Join(bytes(64), bytes(32), 100_000), Welcome(bytes(32)), Hello(bytes(32)),
         AdmissionPuzzle(bytes(64), 64, 1e9), Curated("a" * 62),
     ]
     assert all(len(encode(message)) < SMALL_LIMIT for message in [longest, *others])
+
+
+def test_an_order_may_be_without_a_validation_set_but_not_without_a_salt() -> None:
+    order = Curate(SignedTask(b"{}", bytes(32), bytes(64)), b"", b"", bytes(SALT_BYTES))
+    assert decode(encode(order), Curate) == order
+    for salt in (b"", bytes(SALT_BYTES - 1), bytes(SALT_BYTES + 1)):
+        with pytest.raises(PeerProblem):
+            decode(encode(msgspec.structs.replace(order, salt=salt)), Curate)
 
 
 def test_the_largest_task_fits_its_field() -> None:
@@ -296,7 +306,8 @@ def test_the_largest_task_fits_its_field() -> None:
     Join(b"x", b"", -1), Hello(bytes(31)), Welcome(bytes(33)), AdmissionPuzzle(b"x", 65, 1.0),
     AdmissionPuzzle(b"x", -1, 1.0), AdmissionPuzzle(b"x", 1, -1.0),
     AdmissionPuzzle(b"x", 1, float("nan")), AdmissionPuzzle(b"x", 1, float("inf")),
-    Curated("a" * 61), Turn(bytes(17), End()), Wait("", 1, 1, 1.0), Wait("x", 100_001, 1, 1.0),
+    Curated("a" * 61), Turn(bytes(17), End()), Turn(b"", End(), -1), Turn(b"", End(), 0, 2**53),
+    Wait("", 1, 1, 1.0), Wait("x", 100_001, 1, 1.0),
     Refused("x", {str(i): 1 for i in range(5)}), Refused("x", {"y" * 21: 1}),
     Refused("x", {"y": 2**63}),
 ], ids=str)

@@ -19,12 +19,13 @@ from accord.model_file import MODEL_LIMIT, Model, read_model, write_model
 from accord.onion import onion_from_public_key
 from accord.problems import BAD_MODEL, PeerProblem
 from accord.schema import Field, Schema
-from accord.task import Task, sign
+from accord.task import Task, Validation, sign
 
 SEED, OTHER_SEED = bytes(range(32)), bytes(32)
 CURATOR = Ed25519PrivateKey.from_private_bytes(b"c" * 32)
 SCHEMA = Schema((Field("x", center=0.0, scale=1.0), Field("y", "boolean")), "y")
-TASK = Task(title="A \"task\" with ünïcode \\ \U0001f600", data=SCHEMA)
+TASK = Task(title="A \"task\" with ünïcode \\ \U0001f600", data=SCHEMA,
+            validation=Validation(digest="5ea1d0c3" * 8))
 SIGNED = sign(TASK, CURATOR)
 WEIGHTS = np.array([0.5, -1.25], dtype=np.float32)
 

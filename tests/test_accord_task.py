@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import math
 
@@ -21,6 +23,8 @@ from accord.task import (
     Training,
     Validation,
     canonical,
+    commitment,
+    needs_validation,
     open_task,
     sign,
     signed_bytes,
@@ -43,7 +47,9 @@ def schema() -> Schema:
 
 
 def task(**changes: object) -> Task:
-    return Task(**{"title": "A tâsk with 1/3", "data": schema()} | changes)  # type: ignore[arg-type]
+    parts = {"title": "A tâsk with 1/3", "data": schema(),
+             "validation": Validation(digest="5ea1d0c3" * 8)}
+    return Task(**parts | changes)  # type: ignore[arg-type]
 
 
 def signed_raw(body: bytes, key: Ed25519PrivateKey = KEY) -> SignedTask:
@@ -162,6 +168,66 @@ def test_the_id_names_the_task_and_its_curator() -> None:
     assert len(ids) == 3
     assert all(len(i) == 64 and set(i) <= set("0123456789abcdef") for i in ids)
     assert task_id(sign(task(), KEY)) == task_id(sign(task(), KEY))
+
+
+# -- with and without a validation set -------------------------------------------------------
+WITHOUT = Validation(test="none", screen="none")
+ROBUST = Training(mode="synchronous", aggregate="median")
+
+
+@pytest.mark.parametrize(("training", "validation", "needed"), [
+    (ROBUST, WITHOUT, []),
+    (Training(mode="synchronous", aggregate="krum"), Validation(test="none", screen="none",
+                                                               evict=0, rate=1.0), []),
+    (Training(), WITHOUT, ["training.aggregate"]),
+    (Training(mode="synchronous"), WITHOUT, ["training.aggregate"]),
+    (ROBUST, Validation(test="none", screen="direction"), ["validation.screen"]),
+    (ROBUST, Validation(test="none", screen="length"), []),
+    (ROBUST, Validation(screen="none"), ["validation.test"]),
+    (ROBUST, Validation(test="rounds", screen="none"), ["validation.test"]),
+    (msgspec.structs.replace(ROBUST, target_error=0.0, patience=5), WITHOUT,
+     ["training.target_error", "training.patience"]),
+    (Training(), Validation(), ["training.aggregate", "validation.test"]),
+])
+def test_what_a_task_needs_a_validation_set_for(
+    training: Training, validation: Validation, needed: list[str]
+) -> None:
+    it = task(training=training, validation=validation)
+    assert needs_validation(it) == needed
+    signed = sign(it, KEY)
+    if needed:
+        assert refusal(signed).kind is MALFORMED
+    else:
+        assert open_task(signed, "here") == it
+    # With a set, every one of them is good: where nothing needs it, it only measures.
+    measured = task(training=training, validation=msgspec.structs.replace(
+        validation, digest="0" * 64))
+    assert open_task(sign(measured, KEY), "here") == measured
+
+
+@pytest.mark.parametrize("aggregate", ["median", "trimmed-mean", "krum"])
+def test_a_rule_for_rounds_needs_rounds(aggregate: str) -> None:
+    with pytest.raises(ValueError, match="needs 'mode' = 'synchronous'"):
+        Training(aggregate=aggregate)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("digest", ["ab", "AB" * 32, "ab" * 32 + "\n", "ab" * 33, "xy" * 32])
+def test_a_digest_is_64_hexadecimal_digits_or_nothing(digest: str) -> None:
+    raw = json.loads(canonical(task()))
+    raw["validation"]["digest"] = digest
+    assert refusal(signed_raw(compact(raw))).kind is MALFORMED
+
+
+def test_a_commitment_is_to_salt_rows_and_labels() -> None:
+    # By hand: HMAC-SHA-256 of the two hashes under the salt.
+    inner = b"tormentor validation\x00" + hashlib.sha256(b"rows").digest() + hashlib.sha256(
+        b"labels").digest()
+    assert commitment(b"s" * 16, b"rows", b"labels") == hmac.new(
+        b"s" * 16, inner, hashlib.sha256).hexdigest()
+    found = {commitment(salt, rows, labels)
+             for salt in (b"s" * 16, b"t" * 16) for rows in (b"", b"ab", b"a")
+             for labels in (b"", b"ab", b"b")}
+    assert len(found) == 18
 
 
 # -- settings --------------------------------------------------------------------------------

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from broker_world import DIMENSION, Player, make_brokerage, make_data, make_task, signed, solve
+from broker_world import (
+    DIMENSION,
+    Player,
+    make_brokerage,
+    make_data,
+    make_task,
+    rounds,
+    signed,
+    solve,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,11 +25,10 @@ from accord.messages import (
     Refused,
     Wait,
     Work,
-    encode,
     vector_to_wire,
 )
 from accord.problems import PeerProblem
-from accord.task import Clients, Puzzles, Training, Validation
+from accord.task import Clients, Puzzles, Training
 from broker.brokerage import Brokerage
 
 
@@ -407,74 +415,7 @@ def test_a_validation_set_that_does_not_fit_is_refused(change):
     assert caught.value.kind.code == "task-refused"
 
 
-# -- validation rounds -------------------------------------------------------------------------
-
-
-def test_validation_tickets_look_like_the_others_and_hold_the_snapshot():
-    task = make_task(validation=Validation(rate=1.0, threshold=0.5, seconds=60.0))
-    brokerage = make_brokerage(task)
-    one, two = Player(brokerage), Player(brokerage)
-    real = one.work(1.0)
-    turn = one.push(one.answer(real, np.array([0.5, 0, 0, 0])), 1.0)
-    validation = turn.next
-    assert isinstance(validation, Work)
-    assert len(encode(real)) == len(encode(validation))
-    # What two answers to its real ticket moves the model on; the snapshot stays what it was.
-    before = updates(brokerage)
-    asked = two.work(2.0)
-    assert np.array_equal(weights(asked), [0.5, 0, 0, 0])
-    answered = two.push(two.answer(asked, np.array([0, 0.5, 0, 0])), 2.0)
-    assert answered.receipt == asked.ticket
-    assert updates(brokerage) == before, "a validation answer is never applied"
-    after = two.push(two.answer(answered.next, np.array([0, 0.25, 0, 0])), 3.0)
-    assert after.receipt and updates(brokerage) == before + 1
-    assert np.array_equal(weights(one.work(4.0)), [0.5, 0, 0, 0])
-
-
-def test_harmful_influence_is_a_strike_and_a_harder_puzzle():
-    task = make_task(validation=Validation(rate=1.0, threshold=0.05, seconds=60.0))
-    brokerage = make_brokerage(task)
-    good, bad = Player(brokerage), Player(brokerage)
-    easy = good.work(1.0).difficulty
-    good.step(1.0, np.array([0.5, 0, 0, 0]))
-    good.push(good.answer(good.work(2.0), np.array([0.1, 0, 0, 0])), 2.0)
-    bad.push(bad.answer(bad.work(2.0), np.array([-1.0, 0, 0, 0])), 2.0)
-    assert brokerage.status(3.0).rounds == 1 and brokerage.status(3.0).strikes == 1
-    assert bad.work(3.0).difficulty == easy + 1
-    assert good.work(3.0).difficulty == easy
-
-
-def test_a_silent_client_does_not_stop_validation():
-    task = make_task(validation=Validation(rate=1.0, threshold=0.05, seconds=10.0),
-                     clients=Clients(minimum=1, silence=1000.0))
-    brokerage = make_brokerage(task)
-    one, silent = Player(brokerage), Player(brokerage)
-    silent.work(1.0)
-    one.step(1.0)
-    one.push(one.answer(one.work(2.0), np.array([-1.0, 0, 0, 0])), 2.0)
-    brokerage.tick(10.0)
-    assert brokerage.status(10.0).rounds == 0
-    brokerage.tick(11.5)
-    assert brokerage.status(11.5).rounds == 1
-
-
-def test_waiting_is_no_way_past_a_snapshot():
-    task = make_task(validation=Validation(rate=1.0, threshold=0.01, metric="loss", seconds=10.0),
-                     clients=Clients(minimum=1, silence=30.0))
-    brokerage = make_brokerage(task)
-    honest, poisoner = Player(brokerage), Player(brokerage)
-    honest.step(1.0, np.array([0.5, 0, 0, 0]))
-    asked = poisoner.work(2.0)
-    honest.push(honest.answer(honest.work(2.0)), 2.0)
-    brokerage.tick(20.0)
-    rounds = brokerage.status(20.0).rounds
-    assert rounds >= 1, "the round has closed without it"
-    again = poisoner.work(60.0)
-    assert again == asked
-    before = updates(brokerage)
-    poisoner.push(poisoner.answer(again, np.array([-1.0, 0, 0, 0])), 61.0)
-    assert updates(brokerage) == before
-    assert brokerage.status(61.0).strikes == 1
+# -- the validation set -------------------------------------------------------------------------
 
 
 def test_patience_asks_only_after_a_measurement():
@@ -533,13 +474,13 @@ MOVES = st.lists(
 
 
 @settings(deadline=None)
-@given(MOVES, st.booleans(), st.floats(0, 1))
-def test_whatever_clients_do_the_rules_hold(moves, together, rate):
+@given(MOVES, st.booleans(), st.floats(0, 1), st.integers(0, 3))
+def test_whatever_clients_do_the_rules_hold(moves, together, rate, evict):
     training = Training(
         mode="synchronous" if together else "asynchronous", max_norm=1.0, max_updates=20,
         round_seconds=15.0)
     task = make_task(training=training, clients=Clients(minimum=2, silence=30.0),
-                     validation=Validation(rate=rate, seconds=10.0),
+                     validation=rounds(rate=rate, metric="loss", threshold=1e-6, evict=evict),
                      puzzles=Puzzles(admission=0, update=0))
     brokerage = make_brokerage(task)
     players = [Player(brokerage, k) for k in (1, 2, 3, 1)]
@@ -569,6 +510,11 @@ def test_whatever_clients_do_the_rules_hold(moves, together, rate):
                 last[who] = push
                 turn = player.push(push, now)
         have, need = brokerage._registry.standing(now)
+        known = brokerage._registry
+        assert known.struck <= known.judged <= len(players) and turn.strikes <= known.strikes
+        if evict and turn.strikes >= evict:
+            evicted = isinstance(turn.next, Refused) and turn.next.code == "evicted"
+            assert evicted or turn.next.code == "bad-delta"
         if isinstance(turn.next, Work):
             assert have >= need, "work was handed out below somebody's k"
         if updates(brokerage) > before:

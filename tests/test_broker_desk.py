@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from broker_world import DIMENSION, make_data, make_task, signed, solve
+from broker_world import DIMENSION, SALT, make_data, make_task, signed, solve, wire
 
 from accord.circuit import Circuit, Route, WebSocket
 from accord.messages import (
@@ -40,7 +40,7 @@ from accord.messages import (
 from accord.model_file import MODEL_LIMIT, read_model
 from accord.onion import onion_from_seed
 from accord.problems import PeerProblem, Problem
-from accord.task import Clients, Task, Training
+from accord.task import Clients, Task, Training, Validation, commitment
 from broker.desk import Desk, Publisher
 from broker.direct import DirectFront
 
@@ -66,8 +66,7 @@ async def open_desk(state: Path, **options: float) -> AsyncIterator[tuple[Desk, 
 
 
 def order(task: Task) -> Curate:
-    rows, labels = make_data()
-    return Curate(signed(task), rows.astype("<f4").tobytes(), labels.astype("u1").tobytes())
+    return Curate(signed(task), *wire(*make_data()), SALT)
 
 
 async def curate(route: Route, task: Task) -> str:
@@ -272,11 +271,18 @@ async def test_a_full_desk_and_orders_that_do_not_fit(tmp_path):
         good = order(make_task())
         async with Circuit(route, DESK, "curator") as circuit:
             for bad in (
-                Curate(good.task, good.rows[:-4], good.labels),
-                Curate(good.task, good.rows, b"\x01" * len(good.labels)),
-                Curate(good.task, good.rows, b"\x07" * len(good.labels)),
+                committed(good.rows[:-4], good.labels),
+                committed(good.rows, b"\x01" * len(good.labels)),
+                committed(good.rows, b"\x07" * len(good.labels)),
+                committed(b"", b""),
+                # Not what the task commits to: other rows, another salt, none; or it to none.
+                Curate(good.task, good.rows[:-1] + b"\x00", good.labels, SALT),
+                Curate(good.task, good.rows, good.labels, b"y" * len(SALT)),
+                Curate(good.task, b"", b"", SALT),
+                Curate(signed(make_task(training=ROBUST, validation=UNJUDGED)),
+                       good.rows, good.labels, SALT),
                 Curate(SignedTask(good.task.body, b"k" * 32, good.task.signature),
-                       good.rows, good.labels),
+                       good.rows, good.labels, SALT),
             ):
                 with pytest.raises(PeerProblem):
                     await circuit.post("/curate", encode(bad))
@@ -286,6 +292,37 @@ async def test_a_full_desk_and_orders_that_do_not_fit(tmp_path):
                 await circuit.post("/curate", encode(good))
             assert caught.value.kind.code == "desk-full"
             assert "1 models" in caught.value.sentence
+
+
+UNJUDGED = Validation(test="none", screen="none")
+ROBUST = Training(mode="synchronous", aggregate="median", max_updates=2, max_norm=1.0)
+
+
+def committed(rows: bytes, labels: bytes) -> Curate:
+    """An order whose task commits to just this."""
+    digest = commitment(SALT, rows, labels)
+    task = make_task(validation=Validation(test="none", screen="none", digest=digest))
+    return Curate(signed(task), rows, labels, SALT)
+
+
+async def test_a_model_without_a_validation_set_and_its_restart(tmp_path):
+    task = make_task(training=ROBUST, validation=UNJUDGED)
+    async with open_desk(tmp_path) as (_, route):
+        async with Circuit(route, DESK, "curator") as circuit:
+            answer = await circuit.post("/curate", encode(Curate(signed(task), b"", b"", SALT)))
+            onion = decode(answer, Curated).onion
+        async with visit(route, onion) as client:
+            turn = await client.step((await client.ask(Pull())).next)
+            assert turn.receipt
+    async with open_desk(tmp_path) as (_, route):
+        told = await status(route, onion)
+        assert told.updates == 1 and (told.error, told.best_error, told.baseline) == (None,) * 3
+        async with visit(route, onion, token=client.token) as client:
+            turn = await client.step((await client.ask(Pull())).next)
+            assert turn.receipt and isinstance(turn.next, End)
+        async with Circuit(route, onion, "someone") as circuit:
+            model = read_model(await _published(circuit), "it", onion)
+        assert model.updates == 2 and np.allclose(model.weights, [0.2, 0, 0, 0])
 
 
 async def test_secrets_are_0600_and_sockets_in_a_0700_directory(tmp_path):

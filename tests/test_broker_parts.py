@@ -8,109 +8,17 @@ import threading
 
 import numpy as np
 import pytest
-from broker_world import DIMENSION, Player, make_brokerage, make_data, make_task, signed
+from broker_world import Player, make_brokerage, make_data, make_task, signed
 from hypothesis import given
 from hypothesis import strategies as st
 
 from accord.messages import Status
-from accord.objective import OBJECTIVES
 from accord.problems import PeerProblem, Problem
-from accord.task import Clients, Validation
+from accord.task import Clients
 from broker.aggregator import Aggregator
 from broker.page import desk_page, status_page
 from broker.registry import Registry
 from broker.store import Store
-from broker.validator import Validator
-
-NAMES = [b"a", b"b", b"c"]
-
-
-# -- validator ---------------------------------------------------------------------------------
-
-
-def make_validator(**rules: object) -> Validator:
-    defaults = {"rate": 0.5, "threshold": 0.1, "metric": "error", "seconds": 30.0}
-    return Validator(OBJECTIVES["logistic"], *make_data(), Validation(**(defaults | rules)))
-
-
-def test_a_round_begins_with_the_probability_of_its_rate():
-    validator = make_validator(rate=0.25)
-    assert not validator.begin(np.zeros(DIMENSION), NAMES, 0.0, 0.25)
-    assert validator.begin(np.zeros(DIMENSION), NAMES, 0.0, 0.2499)
-    assert not validator.begin(np.zeros(DIMENSION), NAMES, 0.0, 0.0), "one round at a time"
-
-
-def test_the_snapshot_is_a_copy():
-    validator = make_validator()
-    weights = np.zeros(DIMENSION)
-    validator.begin(weights, NAMES, 0.0, 0.0)
-    weights += 1
-    assert np.array_equal(validator.snapshot_for(b"a"), np.zeros(DIMENSION))
-
-
-@pytest.mark.parametrize("metric", ["error", "loss"])
-def test_influence_is_what_the_paper_says(metric):
-    validator = make_validator(metric=metric, threshold=1e-9)
-    start = np.array([0.3, 0.1, 0, 0])
-    deltas = {b"a": np.array([0.5, 0, 0, 0]), b"b": np.array([-1.0, 0, 0, 0]), b"c": np.zeros(4)}
-    validator.begin(start, NAMES, 0.0, 0.0)
-    for name, delta in deltas.items():
-        assert validator.settle(1.0) is None
-        assert validator.answer(name, validator.snapshot_for(name), delta) == []
-    rows, labels = make_data()
-    one = getattr(OBJECTIVES["logistic"], metric)
-    before = one(start[None], rows, labels)[0]
-    expected = {n: before - one((start + d)[None], rows, labels)[0] for n, d in deltas.items()}
-    assert expected[b"b"] < 0 and expected[b"c"] == 0
-    struck = validator.settle(1.0)
-    assert struck == [n for n in NAMES if expected[n] < -1e-9] and b"b" in struck
-
-
-def test_good_influence_cannot_be_saved_up_for_an_attack():
-    validator = make_validator(metric="loss", threshold=0.2)
-    for _ in range(20):
-        validator.begin(np.zeros(DIMENSION), [b"a"], 0.0, 0.0)
-        validator.answer(b"a", validator.snapshot_for(b"a"), np.array([1.0, 0, 0, 0]))
-        assert validator.settle(0.0) == []
-    validator.begin(np.zeros(DIMENSION), [b"a"], 0.0, 0.0)
-    validator.answer(b"a", validator.snapshot_for(b"a"), np.array([-1.0, 0, 0, 0]))
-    assert validator.settle(0.0) == [b"a"]
-
-
-def test_small_harm_adds_up_over_rounds():
-    validator = make_validator(metric="loss", threshold=0.2)
-    struck = []
-    for _ in range(10):
-        validator.begin(np.zeros(DIMENSION), [b"a"], 0.0, 0.0)
-        validator.answer(b"a", validator.snapshot_for(b"a"), np.array([-0.1, 0, 0, 0]))
-        struck.append(bool(validator.settle(0.0)))
-    assert not struck[0] and any(struck)
-    assert sum(struck) < 5, "a strike uses up its evidence"
-
-
-def test_a_second_answer_counts_for_nothing_and_a_late_one_is_judged_all_the_same():
-    validator = make_validator(threshold=1e-9)
-    harm = np.array([-1.0, 0, 0, 0])
-    validator.begin(np.array([1.0, 0, 0, 0]), [b"a", b"b"], 0.0, 0.0)
-    snapshot = validator.snapshot_for(b"b")
-    assert validator.answer(b"a", snapshot, np.zeros(DIMENSION)) == []
-    assert validator.answer(b"a", snapshot, harm) == []
-    assert validator.settle(30.0) == []
-    # Waiting until the round has closed is no way out, nor is another round being open by then.
-    validator.begin(np.zeros(DIMENSION), [b"a", b"b"], 31.0, 0.0)
-    assert validator.answer(b"b", snapshot, harm) == [b"b"]
-    assert b"b" in validator.round.waiting
-
-
-def test_many_rows_are_judged_piece_by_piece_with_the_same_result(monkeypatch):
-    whole = make_validator(metric="loss", threshold=1e-9)
-    pieces = make_validator(metric="loss", threshold=1e-9)
-    monkeypatch.setattr("broker.validator._CELLS", 7)
-    models = np.random.default_rng(5).normal(size=(3, DIMENSION))
-    expected = OBJECTIVES["logistic"].loss(models, *make_data())
-    assert np.allclose(pieces._scores(models), expected, rtol=1e-12)
-    assert np.allclose(whole._scores(models), expected, rtol=1e-12)
-
 
 # -- registry and aggregator -------------------------------------------------------------------
 
@@ -139,21 +47,79 @@ def test_the_maximum_holds_for_those_who_come_back_and_memory_has_an_end():
     registry.heard(names[0], 2.0)
     # Forty sessions are remembered for two places; those that did something go last.
     registry.members[names[3]].updates = 5
-    gone = registry.surplus()
+    gone = registry.surplus(40.0)
     assert len(gone) == 24 and not {names[0], names[1], names[3]} & set(gone)
     for name in gone:
         registry.forget(name)
-    assert registry.surplus() == [] and registry.admit(b"new", 1, 40.0)
+    assert registry.surplus(40.0) == [] and registry.admit(b"new", 1, 40.0)
+
+
+def test_whoever_was_put_out_stays_out_and_is_not_forgotten_first():
+    registry = Registry(Clients(minimum=1, maximum=2, silence=30.0), evict=2)
+    registry.admit(b"bad", 2, 0.0)
+    registry.admit(b"good", 1, 0.0)
+    assert registry.strike(b"bad") == 1 and not registry.out(b"bad")
+    assert registry.standing(0.0) == (2, 2)
+    assert registry.strike(b"bad") == 2 and registry.out(b"bad")
+    registry.heard(b"bad", 1.0)
+    assert not registry.admit(b"bad", 2, 1.0) and not registry.present(b"bad", 1.0)
+    assert registry.standing(1.0) == (1, 1) and registry.active(1.0) == [b"good"]
+    # An old solution must not let it in anew, without its strikes.
+    for number in range(60):
+        registry.admit(bytes([number]), 1, 1.0)
+        registry.leave(bytes([number]))
+    assert b"bad" not in registry.surplus(1.0) and len(registry.surplus(1.0)) > 20
+
+
+def test_a_newcomer_is_not_what_is_forgotten_for_its_own_sake():
+    registry = Registry(Clients(minimum=1, maximum=1, silence=30.0))
+    for number in range(30):
+        name = bytes([number])
+        registry.admit(name, 1, 0.0)
+        for gone in registry.surplus(0.0):
+            registry.forget(gone)
+        assert name in registry
+        registry.accepted(name)
+        registry.leave(name)
+
+
+def test_without_eviction_nobody_is_put_out():
+    registry = Registry(Clients(minimum=1), evict=0)
+    registry.admit(b"bad", 1, 0.0)
+    for _ in range(100):
+        registry.strike(b"bad")
+    assert not registry.out(b"bad") and registry.present(b"bad", 0.0)
+
+
+@given(st.booleans(), st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40))
+def test_the_counts_are_those_of_the_history(judges, history):
+    registry = Registry(Clients(minimum=1), judges=judges)
+    for number in range(4):
+        registry.admit(bytes([number]), 1, 0.0)
+    judged, struck, strikes = set(), set(), 0
+    for number, strike in history:
+        if strike:
+            registry.strike(bytes([number]))
+            judged.add(number)
+            struck.add(number)
+            strikes += 1
+        else:
+            registry.accepted(bytes([number]))
+            judged |= {number} if judges else set()
+    for number in range(4):
+        registry.forget(bytes([number]))
+    counts = (registry.judged, registry.struck, registry.strikes)
+    assert counts == (len(judged), len(struck), strikes)
 
 
 def test_a_held_round_is_a_mean_and_an_empty_one_is_nothing():
     aggregator = Aggregator(2)
-    assert aggregator.close_round() == [] and aggregator.updates == 0
+    assert not aggregator.close_round([]) and aggregator.updates == 0
     kept = aggregator.weights
     aggregator.hold(b"a", np.array([3.0, 0]))
     aggregator.hold(b"a", np.array([-9.0, 0]))  # thought again: it does not count
     aggregator.hold(b"b", np.array([1.0, 2.0]))
-    assert sorted(aggregator.close_round()) == [b"a", b"b"]
+    assert aggregator.close_round(list(aggregator.round.values())) and not aggregator.round
     assert np.array_equal(aggregator.weights, [2, 1]) and aggregator.updates == 1
     assert np.array_equal(kept, [0, 0]), "whoever holds the old weights keeps them"
 
@@ -179,8 +145,19 @@ def test_what_was_written_is_what_is_read(tmp_path):
     assert sessions == changes.sessions and player.token not in (tmp_path / "model.db").read_bytes()
     assert np.array_equal(model.weights, [0.25, 0, 0, 0.5]) and model.updates == 1
     assert model.seconds == 9.0 and model.best_loss == changes.model.best_loss
+    fields = ("judged", "struck", "strikes", "heat", "judging", "ended")
+    assert [getattr(model, f) for f in fields] == [getattr(changes.model, f) for f in fields]
+    assert model.heat > 0
     assert (tmp_path / "model.db").stat().st_mode & 0o077 == 0
     again.close()
+
+
+def test_a_task_without_a_validation_set_comes_back_without_one(tmp_path):
+    store = Store(tmp_path / "model.db")
+    store.keep_task(signed(task := make_task()), np.zeros((0, 4)), np.zeros(0))
+    kept, rows, labels = store.task()
+    assert kept == signed(task) and rows.size == 0 and len(labels) == 0
+    store.close()
 
 
 def test_a_write_that_fails_changes_nothing_and_says_where(tmp_path):
@@ -242,7 +219,10 @@ def test_a_file_that_is_no_database(tmp_path):
 def test_the_page_escapes_what_a_curator_wrote():
     evil = "<script>alert(1)</script>\" onload='x"
     task = make_task(title=evil, description=evil)
-    status = Status("training", evil, "0" * 64, 1, 2, 3, 10, 0.25, 0.125, 0.5, 1, 0, 5.0, 60.0)
+    status = Status(
+        phase="training", title=evil, task="0" * 64, clients=1, needed=2, updates=3,
+        max_updates=10, error=0.25, best_error=0.125, baseline=0.5, judged=1, struck=0, strikes=0,
+        seconds=5.0, left=60.0)
     page = status_page(status, task)
     assert "<script" not in page and "onload='" not in page and "&lt;script&gt;" in page
     assert "25.0%" in page and "3 of at most 10" in page

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from client_world import CURATOR, ONION, QUICK, SEED, StandIn, make_task, soon, write_rows
+from client_home import BATCH, BUDGET, EPSILON, Person, refuses
+from client_world import CURATOR, ONION, QUICK, SEED, StandIn, make_task, soon
 
-from accord.circuit import Route
 from accord.messages import (
     End,
     Hello,
@@ -42,88 +40,25 @@ from accord.problems import (
     TOO_LARGE,
     UNKNOWN_CLIENT,
     Kind,
-    Problem,
 )
-from accord.task import Clients, sign, task_id
+from accord.task import Clients, sign
 from client.agent import Agent
-from client.budget import Budget, Ledger
-from client.dataset import load
 from client.events import (
     Admitted,
-    Event,
     Following,
     Late,
     Reconnecting,
     Silent,
-    Solving,
     Spent,
     Update,
     Waiting,
 )
-from client.noise import Release
-from client.session import MOST_REFUSALS, Session, load_session, save_session
-from client.trainer import Trainer
-
-EPSILON, BATCH, BUDGET = 0.7310585, 37, 6.54321
-
-
-@dataclass
-class Person:
-    """A client with its files."""
-
-    path: Path
-    events: list[Event] = field(default_factory=list)
-    budget: float = BUDGET
-    wait: bool = True
-    pace: object = QUICK
-
-    def write(self, broker: StandIn, **changes: object) -> None:
-        data = write_rows(self.path.parent / "mine.csv")
-        self.data = load(data, broker.task.data, BATCH)
-        parts: dict[str, object] = {
-            "onion": ONION, "task": broker.signed, "data": str(data),
-            "fingerprint": self.data.fingerprint, "epsilon": EPSILON, "batch": BATCH,
-            "min_clients": 2, "budget": self.budget, "delta": 1e-6, "max_difficulty": 4,
-            "ledger": str(self.path.parent / "ledgers"),
-            "output": str(self.path.parent / "model.safetensors")}
-        save_session(self.path, Session(**{**parts, **changes}))  # type: ignore[arg-type]
-
-    @property
-    def session(self) -> Session:
-        return load_session(self.path)
-
-    def ledger(self) -> Ledger:
-        return Ledger(Path(self.session.ledger), self.session.fingerprint)
-
-    def paid(self) -> int:
-        with self.ledger() as ledger:
-            return ledger.count(task_id(self.session.task))
-
-    async def run(self, broker: StandIn, way: Route) -> str:
-        session = self.session
-        release = Release(session.epsilon, session.batch, len(self.data.labels),
-                          broker.task.dimension)
-        with self.ledger() as ledger:
-            budget = Budget(ledger, task_id(session.task), release, session.budget, session.delta)
-            trainer = Trainer(broker.task, self.data, session.batch, session.epsilon, budget.spend)
-            agent = Agent(way, self.path, session, trainer, ledger, lambda: budget.remaining > 0,
-                          self.events.append, wait=self.wait, pace=self.pace)  # type: ignore[arg-type]
-            return await agent.run()
-
-    def saw(self, kind: type[Event]) -> list[Event]:
-        return [event for event in self.events if isinstance(event, kind)]
+from client.session import MOST_REFUSALS
 
 
 @pytest.fixture
 def person(tmp_path: Path) -> Person:
     return Person(tmp_path / "session.json")
-
-
-@asynccontextmanager
-async def refuses(kind: Kind) -> AsyncIterator[None]:
-    with pytest.raises(Problem) as caught:
-        yield
-    assert caught.value.kind is kind
 
 
 async def test_in_at_the_door_and_home_with_the_model(person: Person) -> None:
@@ -412,8 +347,8 @@ async def test_numbers_of_a_broker_that_is_away_do_not_look_fresh(person: Person
             going = asyncio.create_task(person.run(broker, way))
             await soon(lambda: bool(person.saw(Following)))
         await going
-    last = [event for event in person.events if not isinstance(event, Solving)][-2:]
-    assert any(isinstance(event, Silent) for event in last)
+    kinds = [type(event) for event in person.events]
+    assert Silent in kinds[len(kinds) - kinds[::-1].index(Following):]
 
 
 async def test_an_early_end_fetches_without_any_update(person: Person) -> None:

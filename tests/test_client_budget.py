@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from accord.problems import BAD_LEDGER, BUDGET_SMALL, BUDGET_SPENT, DISK, LOCKED, Problem
+from accord.words import number
 from client.budget import FFT_ERROR, MAX_RELEASES, Budget, Ledger, affordable, epsilon_total
 from client.noise import Floats, Release
-from client.words import number
 
 PRINT = "ab" * 32
 WHEAT = Release(1.0, 10, 2100, 25)
@@ -357,7 +357,7 @@ def test_two_processes_cannot_spend_from_one_file(tmp_path):
 SPENDER = """
 import sys; from pathlib import Path
 from client.budget import Ledger; from client.noise import Release
-from client.words import number
+from accord.words import number
 ledger = Ledger(Path(sys.argv[1]), sys.argv[2])
 while True:
     print(ledger.spend("barley", Release(1.0, 10, 2100, 25)), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import json
@@ -12,19 +11,14 @@ import resource
 import shlex
 import signal
 import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from client_world import CURATOR, HEADER, ONION, SEED, StandIn, make_task, write_rows
+from client_home import World, a_world, lines, refused, until, world_free
+from client_world import CURATOR, HEADER, ONION, SEED, make_task, write_rows
 
-import tormentor
 from accord.console import TorOptions, default_state
 from accord.control import Socks
 from accord.files import write_whole
@@ -38,82 +32,10 @@ ROOT = Path(__file__).parent.parent
 ROW = "30,50,true,north,yes"
 
 
-@dataclass
-class World:
-    """A stand-in that serves in a thread, and a person's directory."""
-
-    broker: StandIn
-    home: Path
-    port: int = 0
-
-    def arguments(self, command: str, *more: object) -> list[str]:
-        tor = ["--tor", "none", "--direct", f"127.0.0.1:{self.port}", "--state",
-               str(self.home / "state")]
-        return [command, *(str(m) for m in more), *tor]
-
-    def run(self, command: str, *more: object) -> Result:
-        return CliRunner().invoke(tormentor.main, self.arguments(command, *more))
-
-    def start(self, command: str, *more: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tormentor", *self.arguments(command, *more)], cwd=ROOT,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    @property
-    def data(self) -> Path:
-        path = self.home / "mine.csv"
-        return path if path.exists() else write_rows(path)
-
-    @property
-    def session(self) -> Path:
-        return self.home / "state" / "sessions" / f"{ONION}.json"
-
-    @property
-    def model(self) -> Path:
-        return self.home / "model.safetensors"
-
-    def join(self, *more: object) -> Result:
-        return self.run("join", ONION, "--data", self.data, "--epsilon", 1, "--min-clients", 2,
-                        "--output", self.model, *more)
-
-    def paid(self) -> int:
-        (file,) = (self.home / "state" / "ledgers").glob("*.ledger")
-        return sum(b" spend " in line for line in file.read_bytes().splitlines())
-
-
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    broker = StandIn()
-    it = World(broker, tmp_path)
-    loop = asyncio.new_event_loop()
-    ready, stop = threading.Event(), asyncio.Event()
-
-    async def serve() -> None:
-        async with broker.serve():
-            it.port = broker.port
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    assert ready.wait(5)
-    yield it
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(5)
-    loop.close()
-
-
-def lines(text: str) -> list[dict[str, object]]:
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def refused(result: Result, status: int, code: str) -> None:
-    """It ended with one sentence, for machines on standard output, and the status."""
-    assert result.exit_code == status, result.output
-    told = json.loads(result.stdout.splitlines()[-1])
-    assert told["error"] == code
-    assert len(told["sentence"].splitlines()) == 1
-    assert "Traceback" not in result.output
+    with a_world(tmp_path) as it:
+        yield it
 
 
 # -- the whole way ---------------------------------------------------------------------------
@@ -126,6 +48,9 @@ def test_from_join_to_predict(world: World) -> None:
     for part in ("Who pays?", "A task of the tests.", CURATOR.public_key().public_bytes_raw().hex(),
                  "age", "0 ... 120", "north | south", "in years", "(the answer)",
                  "10 updates", "One update costs", "all 10 updates of this training",
+                 "Validation  the curator's set, with the digest 5ea1d0c35ea1d0c3...",
+                 "Judged      Your updates are scored", "after 3 strikes, when",
+                 "At worst    If that set is junk", "--leave-if-struck", "--leave-if-share",
                  "Your data   211 rows", "Sent        noised updates", "Never sent  your rows"):
         assert part in told
     assert all(len(line) <= 80 for line in told.splitlines() if "WARNING" not in line)
@@ -143,7 +68,7 @@ def test_from_join_to_predict(world: World) -> None:
     assert {"event": "waiting", "why": "too-few-clients", "have": 1, "need": 2} in events
     end = events[-1]
     assert set(end) == {"event", "outcome", "updates", "epsilon_total", "delta", "epsilon", "batch",
-                        "rows", "min_clients", "model", "seconds"}
+                        "rows", "min_clients", "model", "seconds", "strikes", "struck", "judged"}
     assert (end["event"], end["outcome"], end["updates"]) == ("end", "published", 5)
     assert (end["epsilon"], end["batch"], end["rows"], end["min_clients"]) == (1.0, 50, 211, 2)
     assert end["model"] == str(world.model) and 0 < end["epsilon_total"] < 8  # type: ignore[operator]
@@ -197,10 +122,6 @@ def test_after_the_end_anyone_gets_the_model(world: World) -> None:
     assert done.exit_code == 0, done.output
     assert "had ended before we were admitted" in done.stderr
     assert world.model.exists() and world.paid() == 0
-
-
-def world_free(*arguments: object) -> Result:
-    return CliRunner().invoke(tormentor.main, [str(a) for a in arguments])
 
 
 def test_join_and_solve_in_one(world: World) -> None:
@@ -267,13 +188,6 @@ def test_killed_and_run_again(world: World, number: signal.Signals) -> None:
     assert lines(again.stdout)[-1]["updates"] == before + 2 == world.paid()
 
 
-def until(condition: object, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 # -- what a person gets wrong ----------------------------------------------------------------
 
 TYPED: dict[str, tuple[list[object], str]] = {
@@ -290,6 +204,9 @@ TYPED: dict[str, tuple[list[object], str]] = {
     "no key": (["--curator", "abc"], "bad-option"),
     "difficulty": (["--max-difficulty", -1], "bad-option"),
     "patience": (["--patience", "nan"], "bad-option"),
+    "share zero": (["--leave-if-share", 0], "bad-option"),
+    "share above one": (["--leave-if-share", 1.01], "bad-option"),
+    "share NaN": (["--leave-if-share", "nan"], "bad-option"),
     "output nowhere": (["--output", "/nowhere/at/all/m"], "bad-option"),
     "session nowhere": (["--session", "/nowhere/at/all/s"], "bad-option"),
 }
@@ -399,7 +316,9 @@ def test_an_unfinished_session_is_not_replaced(world: World) -> None:
     heard = len(world.broker.heard)
     other = write_rows(world.home / "other.csv", seed=2)
     for more, what in ((["--data", other], "data file"), (["--epsilon", 2], "--epsilon"),
-                       (["--budget", 9, "--batch", 51], "--batch and --budget")):
+                       (["--budget", 9, "--batch", 51], "--batch and --budget"),
+                       (["--leave-if-struck", "--leave-if-share", 0.5],
+                        "--leave-if-struck and --leave-if-share")):
         told = world.join(*more, "--json")
         refused(told, 2, "unfinished")
         sentence = json.loads(told.stdout)["sentence"]

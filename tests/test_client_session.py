@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from accord.problems import (
     AWAY,
     BAD_SESSION,
     BAD_WEIGHTS,
+    EVICTED,
     KINDS,
     LOCKED,
     LOST,
@@ -45,6 +47,8 @@ from client.session import (
     Pace,
     Session,
     Step,
+    Verdict,
+    Wishes,
     hold_session,
     load_session,
     save_session,
@@ -55,8 +59,9 @@ PACE = Pace(first=1.0, longest=30.0, answer=60.0, patience=600.0)
 DELTA = np.array([0.1, 0.2, 0.3], dtype=np.float32)
 
 
-def talk(money: int = 1000) -> Conversation:
-    return Conversation(ONION, b"t" * 32, D, HARDEST, lambda: money > 0, PACE, SILENCE)
+def talk(money: int = 1000, wishes: Wishes | None = None) -> Conversation:
+    return Conversation(ONION, b"t" * 32, D, HARDEST, lambda: money > 0, PACE, SILENCE,
+                        wishes or Wishes())
 
 
 def work(ticket: int = 1, **changes: object) -> Work:
@@ -260,6 +265,95 @@ def test_backing_off_and_giving_up() -> None:
     assert it.again(1000.0, 0.5) == 1.0
 
 
+# -- strikes ---------------------------------------------------------------------------------
+STRUCK = Wishes(if_struck=True)
+
+
+@pytest.mark.parametrize(("wishes", "verdict", "reason"), [
+    (Wishes(), Verdict(64, 64, 64), None),
+    (STRUCK, Verdict(0, 63, 64), None),
+    (STRUCK, Verdict(1, 1, 64), "leave-if-struck"),
+    (STRUCK, Verdict(1, 0, 0), "leave-if-struck"),
+    (Wishes(if_share=0.5), Verdict(1, 2, 2), None),           # too few to say anything
+    (Wishes(if_share=0.5), Verdict(1, 1, 3), None),
+    (Wishes(if_share=0.5), Verdict(0, 2, 3), "leave-if-share"),
+    (Wishes(if_share=0.5), Verdict(0, 2, 4), "leave-if-share"),
+    (Wishes(if_share=0.3), Verdict(0, 3, 10), "leave-if-share"),   # 0.3 * 10 > 3 in some roundings
+    (Wishes(if_share=0.7), Verdict(0, 7, 10), "leave-if-share"),
+    (Wishes(if_share=1.0), Verdict(9, 9, 10), None),
+    (Wishes(if_share=1.0), Verdict(0, 3, 3), "leave-if-share"),
+    (Wishes(if_share=1e-9), Verdict(0, 0, 100), None),
+    (Wishes(True, 0.5), Verdict(1, 2, 3), "leave-if-struck"),
+])
+def test_when_a_wish_to_leave_is_fulfilled(
+    wishes: Wishes, verdict: Verdict, reason: str | None
+) -> None:
+    assert wishes.reason(verdict) == reason
+
+
+def test_any_share_of_clients_that_can_be_typed_is_met_exactly() -> None:
+    for judged in range(3, 101):
+        for struck in range(1, judged + 1):
+            wish = Wishes(if_share=struck / judged)
+            assert wish.reason(Verdict(0, struck, judged)) == "leave-if-share"
+            assert wish.reason(Verdict(0, struck - 1, judged)) is None
+
+
+@pytest.mark.parametrize("told", [
+    work(), work(difficulty=HARDEST + 1), work(weights=b""), Wait("round-open", 1, 2, 1.0),
+    Refused("stale-ticket", {}), Refused("too-few-clients", {"have": 1, "need": 2})])
+def test_a_wish_to_leave_comes_before_any_further_noise(told: Work | Wait | Refused) -> None:
+    it = talk(wishes=STRUCK)
+    it.connected(0.0)
+    it.sending(0.0)
+    assert it.receive(Turn(b"", told, 1, 1, 1), 0.0) == Over("left")
+    assert it.verdict == Verdict(1, 1, 1)
+    assert it.sending(1e9) is None
+    assert it.receive(Turn(b"", work(2)), 0.0) is None
+
+
+def test_whoever_leaves_has_its_last_update_acknowledged() -> None:
+    it = talk(wishes=Wishes(if_share=0.5))
+    it.connected(0.0)
+    it.sending(0.0)
+    assert isinstance(it.receive(Turn(b"", work(1), 0, 1, 3), 0.0), Step)
+    it.answer(b"s", DELTA, 0.0)
+    assert isinstance(it.sending(0.0), Push)
+    assert it.receive(Turn(b"\x01" * 16, work(2), 0, 2, 3), 1.0) == Over("left")
+    assert it.updates == 1
+
+
+def test_work_that_is_being_done_is_left_too() -> None:
+    it = talk(wishes=STRUCK)
+    it.connected(0.0)
+    it.sending(0.0)
+    assert isinstance(it.receive(Turn(b"", work(1)), 0.0), Step)
+    assert it.receive(Turn(b"", work(1), 1, 1, 1), 1.0) == Over("left")
+
+
+@pytest.mark.parametrize("end", [End(), Refused("ended", {})])
+def test_a_training_that_has_ended_is_not_left(end: End | Refused) -> None:
+    it = talk(wishes=STRUCK)
+    assert it.receive(Turn(b"", end, 1, 1, 1), 0.0) == Over("ended")
+
+
+def test_put_out_is_its_own_end_whatever_the_wishes() -> None:
+    for wishes in (Wishes(), STRUCK):
+        it = talk(wishes=wishes)
+        with pytest.raises(Problem) as caught:
+            it.receive(Turn(b"", Refused("evicted", {"strikes": 3}), 3, 4, 9), 0.0)
+        assert caught.value.kind is EVICTED and "after 3 strikes" in caught.value.sentence
+        assert it.verdict == Verdict(3, 4, 9)
+        assert it.sending(1e9) is None
+
+
+def test_a_turn_that_says_nothing_of_strikes_takes_none_back() -> None:
+    it = talk()
+    it.receive(Turn(b"", Wait("round-open", 1, 2, 1.0), 2, 3, 9), 0.0)
+    it.receive(Turn(b"", Refused("too-few-clients", {"have": 1, "need": 2})), 1.0)
+    assert it.verdict == Verdict(2, 3, 9)
+
+
 # -- whatever a broker says ------------------------------------------------------------------
 
 TICKETS = st.sampled_from([bytes([n]) * 16 for n in range(3)])
@@ -278,20 +372,24 @@ NEXT = st.one_of(
         st.sampled_from(["have", "need", "dimension", "kind", "self", ""]),
         st.integers(-(2**63), 2**64 - 1), max_size=4)),
 )
-TURNS = st.builds(Turn, receipt=st.one_of(st.just(b""), TICKETS), next=NEXT)
+COUNTS = st.one_of(st.just(0), st.integers(0, 4), st.just(2**53 - 1))
+TURNS = st.builds(Turn, receipt=st.one_of(st.just(b""), TICKETS), next=NEXT, strikes=COUNTS,
+                  struck=COUNTS, judged=COUNTS)
+WISHES = st.builds(Wishes, st.booleans(), st.none() | st.sampled_from([1e-9, 0.5, 1.0]))
 ACTS = st.one_of(TURNS, st.sampled_from(["made", "cut", "time"]))
 
 
 @settings(max_examples=400, deadline=None)
-@given(acts=st.lists(ACTS, max_size=30), money=st.integers(0, 4))
+@given(acts=st.lists(ACTS, max_size=30), money=st.integers(0, 4), wishes=WISHES)
 def test_no_broker_crashes_it_or_makes_it_pay_for_nothing(
-    acts: list[Turn | str], money: int
+    acts: list[Turn | str], money: int, wishes: Wishes
 ) -> None:
-    """Whatever the turns: only Problems are raised; a step is asked for only by a good ticket and
-    with money left; after the end nothing is sent; every message that is sent can be decoded."""
+    """Whatever the turns: only Problems are raised; a step is asked for only by a good ticket,
+    with money left and no wish to leave fulfilled; after the end nothing is sent; every message
+    that is sent can be decoded."""
     left = money
     now = 0.0
-    it = Conversation(ONION, b"t" * 32, D, HARDEST, lambda: left > 0, PACE, SILENCE)
+    it = Conversation(ONION, b"t" * 32, D, HARDEST, lambda: left > 0, PACE, SILENCE, wishes)
     it.connected(now)
     busy = over = False
     for act in acts:
@@ -313,6 +411,7 @@ def test_no_broker_crashes_it_or_makes_it_pay_for_nothing(
                 todo = it.receive(act, now)  # type: ignore[arg-type]
                 if isinstance(todo, Step):
                     assert not busy and not over and left > 0
+                    assert wishes.reason(it.verdict) is None
                     told = act.next  # type: ignore[union-attr]
                     assert isinstance(told, Work) and told.difficulty <= HARDEST
                     assert todo.weights.shape == (D,) and np.isfinite(todo.weights).all()
@@ -346,6 +445,25 @@ def test_the_file_comes_back_as_it_was_and_is_private(tmp_path: Path) -> None:
     assert load_session(path) == session()
     assert path.stat().st_mode & 0o777 == 0o600
     assert "secret" not in repr(session()) and "secret" not in str(session())
+
+
+def test_a_file_of_before_there_were_strikes_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    save_session(path, session())
+    old = json.loads(path.read_bytes())
+    for name in ("leave_if_struck", "leave_if_share", "verdict"):
+        del old[name]
+    path.write_text(json.dumps(old))
+    assert load_session(path) == session()
+    assert load_session(path).wishes == Wishes()
+
+
+@pytest.mark.parametrize("changes", [
+    {"leave_if_struck": True, "leave_if_share": 0.5, "verdict": Verdict(1, 2, 3),
+     "outcome": "left"}, {"leave_if_share": 1.0}])
+def test_wishes_and_verdict_are_kept(tmp_path: Path, changes: dict[str, object]) -> None:
+    save_session(tmp_path / "s.json", session(**changes))
+    assert load_session(tmp_path / "s.json") == session(**changes)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b"\xff", b"[" * 100_000, b'{"version":2}', b"null"])

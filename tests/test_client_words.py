@@ -1,4 +1,4 @@
-"""What a person reads: prices, noise, progress, numbers and paragraphs."""
+"""What a person reads: prices, judging, noise and progress."""
 
 from __future__ import annotations
 
@@ -9,41 +9,34 @@ from client_world import CURATOR, make_task
 from rich.console import Console
 
 from accord.messages import AdmissionPuzzle
-from accord.task import Training, Validation, sign
+from accord.task import Puzzles, Task, Training, Validation, sign
 from client import progress
-from client.briefing import about_noise, about_price, about_task, price
-from client.events import Admitted, Event, Following, Late, Silent, Spent, Update
+from client.briefing import (
+    about_judging,
+    about_noise,
+    about_price,
+    about_task,
+    most_strikes,
+    price,
+)
+from client.events import (
+    Admitted,
+    Event,
+    Following,
+    Late,
+    Silent,
+    Solving,
+    Spent,
+    Struck,
+    Update,
+)
 from client.noise import Release
-from client.words import number, seconds, wrapped
 
 DOOR = AdmissionPuzzle(b"l" * 16, 4, 600.0)
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (0.01612, "0.0161"), (7.98, "7.98"), (8.0, "8"), (99.94, "99.9"), (999.7, "1,000"),
-    (1.5e6, "1,500,000"), (1e-6, "1e-06")])
-def test_numbers(value: float, text: str) -> None:
-    assert number(value) == text
-
-
-def test_lengths_of_time() -> None:
-    assert [seconds(s) for s in (0.3, 3.0, 3540.0, 9000.0)] == [
-        "about a second", "3 seconds", "59 minutes", "2 hours"]
-
-
-def test_paragraphs_break_at_words_and_never_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
-    path = "/a/very-long/path" * 8
-    told = wrapped(f"{'word ' * 40}\n\nThe model is saved as {path}.", 4)
-    assert path in told and "\n\n" in told
-    assert max(len(line) for line in told.splitlines() if path not in line) <= 80
-    monkeypatch.setenv("COLUMNS", "40")
-    assert max(len(line) for line in wrapped("word " * 40).splitlines()) <= 40
-
-
-def words_of_price(budget: float, rate: float = 0.1, **training: object) -> str:
-    task = make_task(
-        training=Training(**training), validation=Validation(rate=rate))  # type: ignore[arg-type]
+def words_of_price(budget: float, **training: object) -> str:
+    task = make_task(training=Training(**training))  # type: ignore[arg-type]
     release = Release(1.0, 50, 5000, task.dimension)
     cost = price(release, budget, 1e-6, {}, task.training.max_updates)
     told = about_price(cost, release, budget, 1e-6, task, DOOR)
@@ -56,7 +49,9 @@ def test_the_price_is_that_of_the_training_that_is_offered() -> None:
     assert "One update costs epsilon 0.017 (after sampling)." in told
     assert "If you alone made all 100 updates of this training, it would cost" in told
     assert "your budget of 8 at delta 1e-06 would buy" in told
-    assert "cost as much as updates do, and come on top" in told
+    # Every answer is applied: none is a check that costs epsilon besides.
+    assert "come on top" not in told
+    assert "difficulty 4, 1 s of work" in told
 
 
 def test_a_budget_that_does_not_buy_the_training() -> None:
@@ -65,10 +60,87 @@ def test_a_budget_that_does_not_buy_the_training() -> None:
     assert "of the at most 100,000 updates of this training." in told
 
 
-def test_the_price_of_rounds_and_without_checks() -> None:
-    told = words_of_price(8.0, max_updates=100, mode="synchronous", rate=0.0)
+def test_the_price_of_rounds() -> None:
+    told = words_of_price(8.0, max_updates=100, mode="synchronous")
     assert "All 100 rounds of this training would cost" in told
-    assert "come on top" not in told
+
+
+DIGEST = "5ea1d0c3" * 8
+WISH = ("Your wish --leave-if-struck leaves at your first strike, --leave-if-share 0.5 when half "
+        "of the judged clients are struck.")
+
+
+def words_of_judging(task: Task, max_difficulty: int = 6) -> str:
+    told = about_judging(task, max_difficulty)
+    assert all(len(line) <= 80 for line in told.splitlines())
+    return " ".join(told.split())
+
+
+def test_how_updates_are_judged_is_said_before_joining() -> None:
+    told = words_of_judging(make_task(validation=Validation(digest=DIGEST)))
+    assert told == (
+        "Judged Your updates are scored on the curator's validation set, and evidence adds up for "
+        "each client (a sequential test). The chance that a client whose updates do not oppose "
+        "that set is struck is at most 0.001. Of single updates what can only be noise is cut. "
+        "Struck Each strike makes your puzzles 16 times longer; after 3 strikes the broker puts "
+        "you out. "
+        "At worst If that set is junk, honest clients are struck too. You can lose the work of "
+        "harder puzzles, your place, and the epsilon of updates that change nothing; not your "
+        f"rows. It ends after 3 strikes, when you are put out. {WISH}")
+
+
+def test_the_paper_s_rounds_and_a_strict_screen() -> None:
+    told = words_of_judging(make_task(validation=Validation(
+        test="rounds", screen="direction", evict=1, rate=0.25, digest=DIGEST)))
+    assert ("A share of 0.25 of the rounds is judged: by how much each client's updates make the "
+            "model worse on the curator's validation set. Of single updates what can only be noise "
+            "is cut, and those that oppose that set are ignored. Struck") in told
+    assert "after 1 strike the broker puts you out." in told
+    assert "It ends after 1 strike, when you are put out." in told
+
+
+@pytest.mark.parametrize(("evict", "update", "limit", "most", "said"), [
+    (3, 1, 6, 3, "It ends after 3 strikes, when you are put out."),
+    (0, 1, 6, 6, "It ends after 6 strikes, when puzzles are harder than your --max-difficulty 6."),
+    (9, 2, 4, 3, "It ends after 3 strikes, when puzzles are harder than your --max-difficulty 4."),
+    (3, 2, 4, 3, "It ends after 3 strikes, when you are put out."),
+    (3, 2, 2, 1, "It ends after 1 strike, when puzzles are harder than your --max-difficulty 2."),
+    (3, 4, 2, 0, "From the start, puzzles are harder than your --max-difficulty 2: you would stop"),
+])
+def test_the_loss_to_a_junk_set_has_an_end(
+    evict: int, update: int, limit: int, most: int, said: str
+) -> None:
+    task = make_task(puzzles=Puzzles(admission=2, update=update),
+                     validation=Validation(evict=evict, digest=DIGEST))
+    assert most_strikes(task, limit) == most
+    # The first strike at which a puzzle is harder than allowed, or the client is out.
+    ends = next(strikes for strikes in range(100)
+                if update + strikes > limit or (evict and strikes >= evict))
+    assert ends == most
+    told = words_of_judging(task, limit)
+    assert said in told
+    assert ("the broker puts you out" in told) == bool(evict)
+
+
+def test_where_nobody_is_judged() -> None:
+    robust = Training(mode="synchronous", aggregate="median")
+    without = make_task(training=robust, validation=Validation(test="none", screen="none"))
+    assert words_of_judging(without) == (
+        "Judged Nobody is struck or put out. There is no validation set to judge updates by.")
+    assert most_strikes(without, 6) is None
+    told = " ".join(about_task(without, sign(without, CURATOR)).split())
+    assert ("Validation none: aggregated by median, which withstands only a minority of harmful "
+            "clients, where the others' rows are alike") in told
+    assert "2 to 100, in rounds" not in told and "in rounds (their median)" in told
+    screened = make_task(validation=Validation(test="none", screen="length", digest=DIGEST))
+    assert words_of_judging(screened) == (
+        "Judged Nobody is struck or put out. Of single updates what can only be noise is cut.")
+
+
+def test_the_digest_of_the_set_is_shown() -> None:
+    task = make_task(validation=Validation(digest=DIGEST))
+    told = about_task(task, sign(task, CURATOR))
+    assert "Validation  the curator's set, with the digest 5ea1d0c35ea1d0c3...\n" in told
 
 
 def test_loud_noise_is_said_before_joining() -> None:
@@ -92,9 +164,19 @@ def test_a_task_fits_eighty_columns() -> None:
     (Following("training", 2, 2, 99, 1000, 60.0),
      "Waiting for the model: training goes on, 99 of at most 1,000 updates."),
     (Following("paused", 1, 2, 99, 1000, 3540.0),
-     "Training is paused (1 of 2 clients); the model comes at the latest in 59 minutes."),
+     "Training is paused (1 of 2 clients); the model comes at the latest in 59 min."),
     (Following("gathering", 1, 2, 0, 1000, 9000.0),
-     "Training has not begun (1 of 2 clients); the model comes at the latest in 2 hours."),
+     "Training has not begun (1 of 2 clients); the model comes at the latest in 2 h 30 min."),
+    (Solving(False, 100, 1000.0, 100.0),
+     "Solving an update's puzzle: 100 tries at 100 a second; it takes 10 s on average."),
+    (Solving(True, 100, 10.0, 1000.0),
+     "Solving the admission puzzle: 100 tries at 1,000 a second; it takes 1 s on average."),
+    (Struck(1, 3, 8),
+     "The broker has given us 1 strike: our updates oppose the curator's validation set. Who is "
+     "wrong, we or that set, nobody here knows. Clients judged: 8; struck: 3."),
+    (Struck(2, 1, 1),
+     "The broker has given us 2 strikes: our updates oppose the curator's validation set. Who is "
+     "wrong, we or that set, nobody here knows. Clients judged: 1; struck: 1."),
     (Silent(12.3), "No answer for 12 s; the broker may be away. We go on asking."),
 ])
 def test_events_in_words(event: Event, text: str) -> None:
@@ -106,10 +188,28 @@ def test_what_matters_stays_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(progress, "Console", lambda **_: Console(
         file=screen, force_terminal=True, width=80, color_system=None))
     with progress.shown(False, 8.0) as tell:
-        for event in (Admitted(), Update(3, 0.1), Spent(7.98, 8.0), Late()):
+        for event in (Admitted(), Update(3, 0.1), Struck(1, 1, 4), Spent(7.98, 8.0), Late()):
             tell(event)
     # Written once, above a live line that is drawn again and again, and erased.
     lasting = screen.getvalue()
     assert lasting.count("The privacy budget is spent: epsilon 7.98 of 8.\n") == 1
+    assert lasting.count("The broker has given us 1 strike: ") == 1
     assert lasting.count("Admitted. Training begins as soon as enough clients are here.\n") == 1
     assert lasting.count("epsilon 0.1 of 8 spent.") > 1
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_no_strike_is_left_out_of_a_log(
+    as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress.shown(as_json, 8.0) as tell:
+        for strikes in (1, 2, 3):
+            tell(Update(strikes, 0.1))
+            tell(Update(strikes, 0.2))
+            tell(Struck(strikes, 2, 5))
+    out, err = capsys.readouterr()
+    if not as_json:
+        assert err.count("The broker has given us") == 3
+        return
+    assert [line for line in out.splitlines() if "struck" in line] == [
+        f'{{"event":"struck","strikes":{n},"struck":2,"judged":5}}' for n in (1, 2, 3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from curator_stand_in import (
     status,
     work_in,
 )
+from msgspec.structs import replace
 
 from accord.messages import (
     SMALL_LIMIT,
@@ -40,7 +42,7 @@ from accord.problems import (
     PeerProblem,
 )
 from accord.table import read_table
-from accord.task import open_task, sign, task_id
+from accord.task import commitment, open_task, sign, task_id
 from curator import cli
 from curator.definition import read_definition
 
@@ -68,13 +70,93 @@ def test_a_task_is_handed_over_and_its_address_printed(here: Path, broker: Stand
         f"  tormentor join {MODEL} --curator {key} --data YOUR.csv --epsilon 1 --min-clients 2"
         f" --tor none --direct 127.0.0.1:{broker.port}"]
     task = open_task(order.task, "test")
-    assert task == read_definition(Path("task.toml"))
     rows, labels = task.data.encode(read_table(Path("rows.csv")), "rows")
     assert order.rows == vector_to_wire(rows)
     assert list(order.labels) == list(labels)
+    digest = commitment(order.salt, order.rows, order.labels)
+    assert task.validation.digest == digest
+    defined = read_definition(Path("task.toml"))
+    assert task == replace(defined, validation=replace(defined.validation, digest=digest))
     assert broker.seen == [(DESK, "POST", "/curate"), (MODEL, "GET", "/status"),
                            (MODEL, "GET", "/task")]
     assert "WARNING: --tor none" in result.stderr
+
+
+def test_each_time_the_salt_is_another_and_is_kept(here: Path, broker: StandIn) -> None:
+    salts = set()
+    for _ in range(2):
+        result = curate(broker)
+        assert broker.order is not None
+        kept = here / "state" / "salts" / task_id(broker.order.task)
+        assert kept.read_text() == f"{broker.order.salt.hex()}\n"
+        assert kept.stat().st_mode & 0o777 == 0o600
+        assert f"its salt is kept in state/salts/{kept.name}." in " ".join(result.stderr.split())
+        assert broker.order.salt.hex() not in result.output
+        salts.add(broker.order.salt)
+    assert len(salts) == 2
+
+
+def without_set(text: str, **changes: str) -> str:
+    """A drafted task that can do without a validation set."""
+    parts = {"mode": '"synchronous"', "aggregate": '"median"', "test": '"none"',
+             "screen": '"none"'} | changes
+    for name, value in parts.items():
+        text, count = re.subn(rf"^{name} = \S+", f"{name} = {value}", text, flags=re.MULTILINE)
+        assert count == 1
+    return text
+
+
+def test_a_task_that_can_do_without_a_validation_set_is_told_what_that_means(
+    here: Path, broker: StandIn
+) -> None:
+    Path("task.toml").write_text(without_set(Path("task.toml").read_text()))
+    result = curate(broker, rows=None)
+    assert result.exit_code == 0, result.output
+    order = broker.order
+    assert order is not None
+    assert (order.rows, order.labels) == (b"", b"")
+    task = open_task(order.task, "test")
+    assert task.validation.digest == ""
+    assert task == read_definition(Path("task.toml"))
+    told = " ".join(result.stderr.split())
+    assert ("There is no validation set. So no error can be shown, nobody is judged, and the last "
+            "model is published, however good it is. The rule that takes its place, 'median', "
+            "withstands only a minority of clients that do harm, and only where the others' rows "
+            "are alike.") in told
+    assert not (here / "state" / "salts").exists()
+    # With a set it is good too: then that only measures.
+    result = curate(broker)
+    assert result.exit_code == 0, result.output
+    assert broker.order is not None and broker.order.rows
+    assert open_task(broker.order.task, "test").validation.digest == commitment(
+        broker.order.salt, broker.order.rows, broker.order.labels)
+    assert "There is no validation set" not in result.stderr
+
+
+@pytest.mark.parametrize(("changes", "needed", "off"), [
+    ({"test": '"sequential"'}, "validation.test", ""),
+    ({"screen": '"direction"'}, "validation.screen", ""),
+    ({"mode": '"asynchronous"', "aggregate": '"mean"'}, "training.aggregate", ""),
+    ({"test": '"rounds"', "screen": '"direction"', "aggregate": '"mean"'},
+     "training.aggregate, validation.test and validation.screen", ""),
+    ({"# target_error": "0.2\ntarget_error = 0.1", "# patience": "1\npatience = 9"},
+     "training.target_error and training.patience", ", without target_error and patience,"),
+])
+def test_a_task_that_needs_a_validation_set_says_so_and_how_to_do_without(
+    here: Path, broker: StandIn, changes: dict[str, str], needed: str, off: str
+) -> None:
+    Path("task.toml").write_text(without_set(Path("task.toml").read_text(), **changes))
+    assert sentence(curate(broker, rows=None), 2) == (
+        f"Error: --validation is missing, and task.toml needs it for {needed}; to do without a "
+        f"validation set, write mode = 'synchronous' and aggregate = 'median'{off} in [training], "
+        "and test = 'none' and screen = 'length' in [validation].")
+    assert broker.seen == []
+    assert not (here / "state").exists()
+
+
+def test_a_digest_of_one_s_own_is_refused(here: Path, broker: StandIn) -> None:
+    Path("task.toml").write_text(Path("task.toml").read_text() + f'digest = "{"ab" * 32}"\n')
+    assert "validation.digest stands in it" in sentence(curate(broker), 4)
 
 
 def test_for_a_machine_it_is_one_object(here: Path, broker: StandIn) -> None:
@@ -194,9 +276,10 @@ def test_a_bad_key_is_told_before_anybody_is_asked(here: Path, broker: StandIn) 
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    ([], "TASK.toml, --validation and --broker are missing; write a task with 'tormentor curate"),
+    ([], "TASK.toml and --broker are missing; write a task with 'tormentor curate"),
     (["--validation", "rows.csv", "--broker", DESK], "TASK.toml is missing; write a task"),
-    (["task.toml"], "--validation and --broker are missing."),
+    (["task.toml"], "--broker is missing."),
+    (["task.toml", "--broker", DESK], "--validation is missing, and task.toml needs it for"),
     (["task.toml", "--validation", "rows.csv"], "--broker is missing."),
     (["task.toml", "--validation", "rows.csv", "--broker", "nobody.onion"],
      "'nobody.onion' is not a version 3 onion address"),

@@ -31,6 +31,7 @@ from curator_stand_in import (
     status,
     work_in,
 )
+from msgspec.structs import replace
 
 from accord.circuit import Circuit, Route
 from accord.messages import (
@@ -81,8 +82,8 @@ def test_a_training_is_followed_to_its_model(
     result = curate(broker, "--watch", "--output", "m.safetensors", *["--json"] * as_json)
     assert result.exit_code == 0, result.output
     assert "training: 3 of 2 clients, 20 of 1000 updates, error 25.0%" in result.stderr
-    assert "error 25.0% (always one answer: 40.0%); ends at the latest in 1 h 0 min" in (
-        result.stderr)
+    assert ("error 25.0% (always one answer: 40.0%), 3 of 8 clients struck; ends at the latest in "
+            "1 h") in result.stderr
     assert "30 of 1000 updates, error 12.5%" in result.stderr
     assert "The broker is away" in result.stderr
     model = read_model(Path("m.safetensors").read_bytes(), "m", MODEL)
@@ -116,12 +117,50 @@ def test_a_status_in_words(here: Path, broker: StandIn) -> None:
         "  Phase    training, for 1 min 15 s",
         "  Clients  3 active, 2 needed",
         "  Updates  10 of 1,000",
-        "  Ends     at the latest in 1 h 0 min",
+        "  Ends     at the latest in 1 h",
         "  Error    25.0% of the validation rows are wrong, the lowest so far 20.0%",
         "           always saying one answer errs 40.0%",
-        "  Rounds   4 completed; strikes given: 1",
+        "  Judged   3 of 8 clients struck",
+        "           (4 strikes in all: their updates oppose the validation set)",
     ]
     assert not (here / "state").exists()
+
+
+@pytest.mark.parametrize(("changes", "block", "line"), [
+    ({"judged": 0, "struck": 0, "strikes": 0}, [], ""),
+    ({"judged": 1, "struck": 0, "strikes": 0}, ["  Judged   0 of 1 client struck"], ""),
+    ({"judged": 4, "struck": 1, "strikes": 1},
+     ["  Judged   1 of 4 clients struck",
+      "           (1 strike in all: their updates oppose the validation set)"],
+     ", 1 of 4 clients struck"),
+])
+def test_who_is_struck_is_told_and_not_who_is_wrong(
+    changes: dict[str, int], block: list[str], line: str
+) -> None:
+    told = status(**changes)
+    assert watch.words(told).splitlines()[7:] == block
+    assert watch.line(told) == ("training: 3 of 2 clients, 10 of 1000 updates, error 25.0% "
+                                f"(always one answer: 40.0%){line}")
+
+
+def test_without_a_validation_set_nothing_is_measured(
+    here: Path, broker: StandIn, signed: SignedTask
+) -> None:
+    nothing: dict[str, Any] = {"error": None, "best_error": None, "baseline": None, "judged": 0,
+                               "struck": 0, "strikes": 0}
+    told = status(**nothing)
+    assert watch.words(told).splitlines()[4:] == [
+        "  Ends     at the latest in 1 h",
+        "  Error    not measured: the task has no validation set"]
+    assert watch.line(told) == "training: 3 of 2 clients, 10 of 1000 updates"
+    assert (watch.one_answer(told), watch.useless(told)) == ("", "")
+    broker.publish(signed)
+    broker.answers["GET /status"] = encode(status("published", ended="max-updates", **nothing))
+    fetched = run("fetch", MODEL, *direct(broker.port))
+    assert "Its error is not measured: the task has no validation set." in (
+        fetched.stdout.splitlines())
+    as_json = json.loads(run("fetch", MODEL, "--json", *direct(broker.port)).stdout)
+    assert (as_json["error"], as_json["best_error"], as_json["baseline"]) == (None, None, None)
 
 
 NO_BETTER = "odel is no better than always giving one answer."
@@ -147,7 +186,7 @@ def test_a_model_that_is_no_better_than_one_answer_is_warned_of(
 @pytest.mark.parametrize(("changes", "said"), [
     ({"phase": "paused", "left": 3570.0}, "  Ends     in 59 min unless clients come back"),
     ({"left": 23.5 * 3600}, "  Ends     at the latest in 23 h"),
-    ({"phase": "waiting", "error": None}, "  Ends     at the latest in 1 h 0 min"),
+    ({"phase": "waiting", "error": None}, "  Ends     at the latest in 1 h"),
     ({"phase": "published", "left": 0.0, "ended": "max-pause"},
      "  Phase    published (it paused too long: clients had gone), for 1 min 15 s"),
 ])
@@ -196,11 +235,6 @@ def test_what_a_model_may_answer(
     assert sorted(here.iterdir()) == before
 
 
-def test_durations() -> None:
-    assert [watch.duration(s) for s in (0, 59.4, 60, 3_599, 3_725, 86_399, 90_061)] == [
-        "0 s", "59 s", "1 min 0 s", "59 min", "1 h 2 min", "23 h", "1 d 1 h"]
-
-
 def test_sparklines() -> None:
     assert watch.sparkline([0.1, 0.2, 0.1]) == "▁█▁"
     assert watch.sparkline([0.5, 0.5]) == "▁▁"
@@ -212,7 +246,9 @@ def test_sparklines() -> None:
 @pytest.fixture
 def signed(here: Path) -> SignedTask:
     """The task of this directory, signed."""
-    return sign(read_definition(Path("task.toml")), Ed25519PrivateKey.from_private_bytes(SEED))
+    task = read_definition(Path("task.toml"))
+    return sign(replace(task, validation=replace(task.validation, digest="ab" * 32)),
+                Ed25519PrivateKey.from_private_bytes(SEED))
 
 
 def test_a_model_is_fetched_verified_and_saved(

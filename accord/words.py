@@ -1,4 +1,4 @@
-"""Numbers, times and paragraphs as a person reads them."""
+"""Numbers, times and paragraphs as a person reads them, whichever command prints them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import textwrap
 from typing import Final
 
 MOST_COLUMNS: Final = 80
+"""Of prose, however wide the terminal: longer lines are hard to read."""
 
 
 def number(value: float) -> str:
@@ -14,12 +15,18 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def seconds(length: float) -> str:
-    """A length of time in words."""
-    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if length >= 2 * size:
-            return f"{length / size:,.0f} {unit}"
-    return f"{length:,.0f} seconds" if length >= 2 else "about a second"
+def duration(seconds: float) -> str:
+    """A time in its two largest units, or in its largest where that is enough to plan with."""
+    whole = round(seconds)
+    units: tuple[tuple[int, str], ...] = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+    parts: list[str] = []
+    for size, unit in units:
+        count, whole = divmod(whole, size)
+        if count:
+            parts.append(f"{count} {unit}")
+        if parts and (count == 0 or count > 9 or len(parts) == 2):
+            break
+    return " ".join(parts) or "0 s"
 
 
 def wrapped(text: str, hang: int = 0) -> str:

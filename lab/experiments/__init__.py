@@ -1,0 +1,1 @@
+"""Experiments, each a module that :mod:`lab.experiments.frame` runs cell by cell."""

@@ -1,0 +1,175 @@
+"""Attackers send what they say they send."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lab_world import make_table
+
+from accord.task import Task
+from client.dataset import Dataset
+from client.trainer import Trainer
+from lab.adversary import (
+    ATTACKS,
+    MOST_Z,
+    Attacker,
+    Band,
+    Means,
+    Noiseless,
+    clipped_mean,
+    honest,
+    largest_z,
+    make_attacker,
+    shorten,
+)
+from lab.credit import deal
+from lab.setting import Config, make_task
+
+TABLE = make_table()
+PARTS = deal(TABLE, 50, 0)
+ROWS, LABELS = PARTS.train[0][:300], PARTS.train[1][:300]
+W = np.array([0.5, -0.2, 0.1, 0.3])
+
+
+def task(**training: Any) -> Task:
+    config = Config(validation={"test": "none", "screen": "none"}, training=training)
+    return make_task(TABLE, config, PARTS)
+
+
+def means(epsilon: float | None = 1.0, **training: Any) -> Means:
+    band = Band(4, 4)
+    band.share(ROWS, LABELS)
+    return Means(task(**training), ROWS, LABELS, 50, epsilon, band)
+
+
+def rng(seed: int = 5) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def good(epsilon: float | None = 1.0, labels: np.ndarray = LABELS, t: int = 1) -> np.ndarray:
+    stepper = honest(task(), ROWS, labels, 50, epsilon, lambda: t)
+    return stepper.step(W, rng()).astype(np.float64)
+
+
+def test_noiseless_is_the_real_client_but_for_the_noise() -> None:
+    data = Dataset(ROWS, LABELS, "", Path())
+    real = Trainer(task(), data, 50, 1e12, lambda: 3).step(W, rng())
+    ours = Noiseless(task(), ROWS, LABELS, 50, lambda: 3).step(W, rng())
+    assert ours.dtype == real.dtype == np.float32
+    assert np.allclose(ours, real, atol=1e-7)
+
+
+@pytest.mark.parametrize("epsilon", [None, 1.0])
+def test_label_flip_is_honest_computing_on_opposite_answers(epsilon: float | None) -> None:
+    attacker = make_attacker("label-flip", means(epsilon))
+    assert np.array_equal(attacker.step(W, rng()), good(epsilon, 1 - LABELS).astype(np.float32))
+    assert np.array_equal(
+        attacker.step(W, rng()), good(epsilon, 1 - LABELS, t=2).astype(np.float32))
+
+
+def test_sign_flip_is_turned_and_long() -> None:
+    assert np.allclose(make_attacker("sign-flip", means()).step(W, rng()), -10 * good(), rtol=1e-5)
+    assert np.allclose(
+        make_attacker("sign-flip", means(), 2.0).step(W, rng()), -2 * good(), rtol=1e-5)
+
+
+def test_nobody_sends_more_than_the_task_allows() -> None:
+    for name in ATTACKS:
+        delta = make_attacker(name, means(max_norm=0.01)).step(W, rng())
+        assert delta.dtype == np.float32
+        assert float(np.linalg.norm(delta.astype(np.float64))) <= 0.01
+    assert np.allclose(shorten(np.array([3.0, 4.0]), 1.0), [0.6, 0.8], atol=1e-5)
+
+
+def test_noise_is_ten_honest_updates_long_in_any_direction() -> None:
+    attacker = make_attacker("noise", means(None))
+    attacker.t = 1
+    deltas = np.array([attacker.make(W, rng(seed)) for seed in range(400)])
+    lengths = np.linalg.norm(deltas, axis=1)
+    steps = [np.linalg.norm(honest(task(), ROWS, LABELS, 50, None, lambda: 1).step(W, rng(s)))
+             for s in range(3)]
+    for seed, step in enumerate(steps):
+        assert np.linalg.norm(attacker.make(W, rng(seed))) == pytest.approx(10 * step, rel=1e-5)
+    # The mean of 400 uniform directions has a length of about 1/20.
+    assert np.linalg.norm((deltas / lengths[:, None]).mean(axis=0)) < 0.15
+
+
+def test_inner_product_is_against_what_honest_clients_do_without_noise() -> None:
+    attacker = make_attacker("inner-product", means())
+    delta = attacker.step(W, rng())
+    full = clipped_mean(task(), W, ROWS, LABELS)
+    assert delta @ full > 0.9 * np.linalg.norm(delta) * np.linalg.norm(full)
+
+
+def test_largest_z_is_the_formula() -> None:
+    # 50 clients, 24 attackers: s = 26 - 24 = 2, Phi(z) < 24/26 (Baruch et al., their own example).
+    assert largest_z(50, 24) == pytest.approx(1.4261, abs=1e-4)
+    assert largest_z(8, 4) == pytest.approx(0.6745, abs=1e-4)
+    assert largest_z(8, 6) == largest_z(8, 8) == MOST_Z
+
+
+def test_a_little_is_within_what_chance_makes() -> None:
+    mine = means(None)
+    attacker = make_attacker("a-little", mine, 1.5)
+    others = np.random.default_rng(0).normal(size=(3, 4))
+    mine.band.releases.update({i + 1: release for i, release in enumerate(others)})
+    attacker.t = 1
+    delta = attacker.make(W, rng())
+    known = np.vstack([others, good(None)])
+    assert np.allclose(delta, known.mean(axis=0) - 1.5 * known.std(axis=0), rtol=1e-5)
+
+
+def test_adaptive_is_a_mixture() -> None:
+    assert np.allclose(make_attacker("adaptive", means(), 0.0).step(W, rng()), good(), rtol=1e-5)
+    opposed = make_attacker("adaptive", means(), 1.0).step(W, rng())
+    flipped = -clipped_mean(task(), W, ROWS, 1 - LABELS)
+    assert opposed @ flipped > 0.9 * np.linalg.norm(opposed) * np.linalg.norm(flipped)
+
+
+def test_a_sleeper_wakes() -> None:
+    attacker = make_attacker("sleeper", means(None), 2.0)
+    deltas = [attacker.step(W, rng()) for _ in range(3)]
+    for t, labels in ((1, LABELS), (2, LABELS), (3, 1 - LABELS)):
+        assert np.array_equal(deltas[t - 1], good(None, labels, t).astype(np.float32))
+
+
+def test_only_a_rejoiner_leaves() -> None:
+    for name in ATTACKS:
+        attacker = make_attacker(name, means())
+        assert not attacker.leaves(0)
+        assert attacker.leaves(1) == (name == "rejoiner")
+    attacker = make_attacker("rejoiner", means())
+    attacker.step(W, rng())
+    attacker.anew()
+    assert attacker.t == 0
+
+
+@pytest.mark.parametrize("reverse", [0.0, 1.0])
+def test_a_skipper_is_honest_where_it_believes_to_be_watched(reverse: float) -> None:
+    attacker = make_attacker("skipper", means(None), reverse)
+
+    def is_honest(weights: np.ndarray) -> bool:
+        t = attacker.t + 1
+        delta = attacker.step(weights, rng())
+        real = honest(task(), ROWS, LABELS, 50, None, lambda: t).step(weights, rng())
+        return bool(np.array_equal(delta, real))
+
+    watched = not reverse
+    assert is_honest(W) == watched  # nothing sent before
+    assert is_honest(W) == watched  # its update is not in there
+    moved = W + attacker._before[1]  # type: ignore[attr-defined]
+    assert is_honest(moved) == (not watched)
+
+
+def test_unknown_attacks_and_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="no attack named 'nothing'"):
+        make_attacker("nothing", means())
+    with pytest.raises(ValueError, match="finite"):
+        make_attacker("noise", means(), float("nan"))
+    assert isinstance(make_attacker("sybil", means()), Attacker)
+    assert make_attacker("sybil", means()).shared_machine
+    assert replace(means(), number=3).number == 3
