@@ -57,8 +57,9 @@ _EXPECTED: Final = 0.5
 _SURE: Final = 2.0
 """The effect is taken for at least so many of its standard errors: with rows too few to say
 anything, the test says nothing."""
-_INCREMENT: Final = 1.0
-"""Most evidence of opposition that one update can add."""
+_INCREMENT: Final = 3.0
+"""Most evidence of opposition that one update can add: it takes three for a strike. A smaller cap
+takes too much from the evidence of quiet clients, whose increments are large on both sides."""
 _PRIOR: Final = 4
 """Updates that the first guess of a client's noise counts for: that its length is all noise."""
 _MEMORY: Final = 50

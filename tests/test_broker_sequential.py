@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from accord.objective import OBJECTIVES
 from accord.task import Training, Validation, step_size
-from broker.sequential import Sequential
+from broker.sequential import _INCREMENT, Sequential
 from broker.validator import Validator
 from client.noise import clip_rows
 
@@ -104,16 +104,16 @@ def test_in_the_direction_of_harm_too():
 @pytest.mark.parametrize("noise", [0.5, 1.0])
 def test_opponents_are_always_struck(noise):
     rng, test = np.random.default_rng(13), make_test(max_updates=10_000, false_alarm=0.001)
-    # What an update adds were its noise known: 0.6 effects apart, 0.3 from halfway, 1 at most.
+    # What an update adds were its noise known: 0.6 effects apart, 0.3 from halfway, bounded.
     mean, spread, normal = 0.6 * 0.3 / noise**2, 0.6 / noise, NormalDist()
-    z = (1 - mean) / spread
+    z = (_INCREMENT - mean) / spread
     expected = test.threshold / (mean - spread * (normal.pdf(z) - z * (1 - normal.cdf(z))))
     for k in range(40):
         needed = 0
         while not send(test, b"%d" % k, -0.8, noise * test.effect * rng.normal(size=D)).struck:
             needed += 1
         # Never by one update, and four times as late as expected for none of 40.
-        assert test.threshold - 1 < needed < 4 * expected
+        assert test.threshold / _INCREMENT - 1 < needed < 4 * expected
 
 
 def test_more_noise_takes_more_updates_and_nobody_says_how_much_there_is():
@@ -130,16 +130,16 @@ def test_more_noise_takes_more_updates_and_nobody_says_how_much_there_is():
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(-8, 8), st.floats(-1, 1))
 def test_only_noise_relative_to_the_effect_matters(seed, power, mean):
-    # Powers of two, so that rounding is the same.
+    # Powers of two, so that rounding is nearly the same.
     one, other = make_test(), make_test()
     scale = 2.0**power
     other.effect *= scale
     other._clip *= scale
     for z in 0.3 * np.random.default_rng(seed).normal(size=(30, D)):
         assert send(one, b"a", mean, z).struck == send(other, b"a", mean, z * scale).struck
-        assert suspect(one).labels == suspect(other).labels
-        assert suspect(other).labels_noise.variance == (
-            suspect(one).labels_noise.variance * scale**2)
+        assert suspect(one).labels == pytest.approx(suspect(other).labels, rel=1e-9)
+        assert suspect(other).labels_noise.variance == pytest.approx(
+            suspect(one).labels_noise.variance * scale**2, rel=1e-9)
 
 
 def test_noise_is_learnt_from_the_stream_and_a_drift_is_none():
@@ -339,10 +339,9 @@ def test_when_the_loss_is_worse_than_its_best_beyond_chance_the_model_goes_back(
 
 
 def test_what_was_given_before_going_back_is_not_taken_out_twice():
-    test, step, live = make_test(), np.ones(D), np.full(D, 5.0)
+    test, step, live = make_test(false_alarm=1e-6), np.ones(D), np.full(D, 5.0)
     test.looked(losses(0.5), ZERO)
-    before = [send(test, b"bad", -1.0, 0.0, step, live) for _ in range(2)]
-    assert all(v.apply is step for v in before)
+    assert send(test, b"bad", -1.0, 0.0, step, live).apply is step
     test.looked(losses(0.9), live)
     applied = ZERO
     verdict = send(test, b"bad", -1.0, 0.0, step, live)
@@ -421,8 +420,8 @@ def test_the_broker_cannot_know_whether_it_is_the_set_that_is_flipped():
 
 def test_a_restart_changes_no_verdict():
     # Five clients, 8 turns: a look is due at once, with or without the restart.
-    once, told = play(ROWS, LABELS, people(4, 1), 60, 0.25, screen="none")
-    again, other = play(ROWS, LABELS, people(4, 1), 60, 0.25, screen="none", restart=True)
+    once, told = play(ROWS, LABELS, people(4, 1), 60, 0.4, screen="none")
+    again, other = play(ROWS, LABELS, people(4, 1), 60, 0.4, screen="none", restart=True)
     first = next(k for k, (_, verdict) in enumerate(told) if verdict.struck)
     assert first > 40, "the restart is while evidence adds up"
     for (_, one), (_, two) in zip(told[:first], other[:first], strict=True):
@@ -433,9 +432,9 @@ def test_a_restart_changes_no_verdict():
 
 
 def test_what_was_given_before_a_restart_stays_in():
-    test, again, step = make_test(), make_test(), np.ones(D)
-    for _ in range(2):
-        assert send(test, b"a", -1.0, 0.0, step).apply is step
+    test, again = make_test(false_alarm=1e-6), make_test(false_alarm=1e-6)
+    step = np.ones(D)
+    assert send(test, b"a", -1.0, 0.0, step).apply is step
     again.restore(b"a", test.evidence(b"a"))
     later, verdict = strike(again, b"a", step)
     assert np.array_equal(verdict.mend, -np.sum(later, axis=0))
