@@ -27,7 +27,7 @@ _KNOWN: Final = 5
 """Updates after which a client's usual length is known well enough to bind others."""
 _LATELY: Final = 20
 """A client is counted while it has sent one of the last so many updates for each client known."""
-_RECORD: Final = struct.Struct("<qqd")
+_RECORD: Final = struct.Struct("<qqd?")
 
 
 class Screen:
@@ -46,7 +46,7 @@ class Screen:
         self._length: dict[bytes, float] = {}
         self._last: dict[bytes, int] = {}
         self._before: dict[bytes, int] = {}
-        self._average = 0
+        self._usual = 0
         self._struck: set[bytes] = set()
         self._cut = training.clip
 
@@ -64,7 +64,7 @@ class Screen:
         """
         self._seen += 1
         count = self._count[name] = self._count.get(name, 0) + 1
-        before = self._before.setdefault(name, self._average)
+        before = self._before.setdefault(name, self._usual)
         eta = step_size(self._training, count)
         gradient = delta / eta + self._training.regularisation * sent
         clip = self._training.clip
@@ -88,9 +88,10 @@ class Screen:
     def _limit(self) -> float:
         since = self._seen - _LATELY * len(self._last)
         self._last = {name: seen for name, seen in self._last.items() if seen >= since}
-        # What a client who has been here from the beginning has sent, in the mean.
-        sent = sum(self._count[name] + self._before[name] for name in self._last)
-        self._average = sent // max(1, len(self._last))
+        # What a client who has been here from the beginning has sent: the median, as one who sends
+        # as fast as it can should shorten nobody's steps.
+        sent = [self._count[name] + self._before[name] for name in self._last]
+        self._usual = int(np.median(sent)) if sent else 0
         lengths = [length for name, length in self._length.items()
                    if self._count[name] >= _KNOWN and name in self._last
                    and name not in self._struck]
@@ -104,17 +105,19 @@ class Screen:
         self._struck.add(name)
 
     def record(self, name: bytes) -> bytes:
-        """What must outlive a crash, of a session: 24 bytes."""
+        """What must outlive a crash, of a session: 25 bytes."""
         return _RECORD.pack(self._count.get(name, 0), self._before.get(name, 0),
-                            self._length.get(name, 0.0))
+                            self._length.get(name, 0.0), name in self._struck)
 
     def restore(self, name: bytes, record: bytes) -> bytes:
         """Take it back; gives what follows it."""
-        count, before, length = _RECORD.unpack_from(record)
+        count, before, length, struck = _RECORD.unpack_from(record)
+        if struck:
+            self._struck.add(name)
         if count:
             self._count[name], self._before[name], self._length[name] = count, before, length
             self._seen += count
-            self._average = max(self._average, count + before)
+            self._usual = max(self._usual, count + before)
         return record[_RECORD.size :]
 
     def forget(self, name: bytes) -> None:

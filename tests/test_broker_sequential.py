@@ -51,6 +51,8 @@ def _make_test(max_updates: int, false_alarm: float, **training: object) -> Sequ
         LOGISTIC, ROWS, LABELS, Validation(false_alarm=false_alarm),
         Training(max_updates=max_updates, **training))._test  # type: ignore[arg-type]
     assert isinstance(test, Sequential)
+    # What is sent here has not passed the screen, and may be noisier than anything that has.
+    test._noisiest = math.inf
     return test
 
 
@@ -287,6 +289,37 @@ def test_once_somebody_was_struck_newcomers_are_on_probation():
     assert any(send(test, b"late", 1.0, 0.0, step).apply is step for _ in range(10))
 
 
+def test_evidence_short_of_a_strike_puts_newcomers_on_probation_when_it_is_many():
+    test, step = make_test(), np.ones(D)
+    assert send(test, b"early", 1.0, 0.0, step).apply is step
+    for k in range(3):
+        # Each leaves before its strike, and comes back under another name.
+        name = b"name %d" % k
+        held = test._alarmed()
+        for _ in range(2):
+            verdict = send(test, name, -0.55, 0.35 * test.effect * (-1) ** _, step)
+            assert not verdict.struck and (verdict.apply is None) == held
+        suspect(test, name).labels = 0.6 * test.threshold
+        test.forget(name)
+    assert held and test._alarmed(), "also when they are forgotten"
+    again = make_test()
+    again.restore_state(test.state())
+    assert again._alarmed() and send(again, b"late", -0.4, 0.0, step).apply is None
+    assert send(test, b"early", 1.0, 0.0, step).apply is step, "who was there is not touched"
+
+
+def test_swinging_to_and_fro_does_not_hide_a_drift():
+    rows, labels = make_rows(1, 60, 40, gap=3.0)
+    test = Validator(LOGISTIC, rows, labels, Validation(), Training())._test
+    assert isinstance(test, Sequential)
+    swing = 0.4 * test._contrast
+    for k in range(200):
+        gradient = (-1) ** k * swing - test.effect * test._contrast
+        if test.judge(make_update(b"a", np.zeros(40), np.zeros(40), gradient), np.zeros(40)).struck:
+            return
+    raise AssertionError("never struck")
+
+
 @pytest.mark.parametrize("labels", [[0.0] + [1.0] * 9, [1.0] + [0.0] * 9])
 def test_rows_that_cannot_tell_strike_nobody(labels):
     rows, _ = make_rows(17, 10, D)
@@ -463,7 +496,7 @@ def test_evidence_is_all_there_is_to_know(moves, at):
 
 def test_a_forgotten_session_is_as_new_and_a_fresh_test_has_nothing_to_say():
     test = make_test()
-    assert test.evidence(b"a") == b"" and len(test.state()) == 8
+    assert test.evidence(b"a") == b"" and len(test.state()) == 16
     send(test, b"a", -1.0)
     assert len(test.evidence(b"a")) < 64 and suspect(test).labels > 0
     test.forget(b"a")
