@@ -20,6 +20,7 @@ import numpy as np
 
 from accord.objective import OBJECTIVES
 from accord.task import Task, step_size
+from broker.landscape import contrast
 from client.dataset import Dataset
 from client.noise import clip_rows
 from client.trainer import Trainer
@@ -315,6 +316,50 @@ class Rejoiner(LabelFlip):
         return strikes > 0
 
 
+class _Loud(Attacker):
+    """Computes without noise on flipped labels, and stretches that to the clip."""
+
+    def loud(self, weights: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
+        """Such a step's direction, so much of a clip long."""
+        down = -self.means.band.gradient(self.means.task, weights, rng, flipped=True)
+        length = max(float(np.linalg.norm(down)), 1e-12)
+        return np.asarray(down * (share * self.means.task.training.clip / length))
+
+
+class Leaver(_Loud):
+    """Opposes as loudly as it can, leaves before the evidence is a strike, and joins anew.
+
+    Args:
+        means: what it has.
+        after: updates in each session.
+    """
+
+    def __init__(self, means: Means, after: float = 2) -> None:
+        super().__init__(means)
+        self.after = after
+
+    def make(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Opposed."""
+        return self.eta * self.loud(weights, rng, 1.0)
+
+    def leaves(self, strikes: int) -> bool:
+        """In time."""
+        return strikes > 0 or self.t >= self.after
+
+
+class Swinger(_Loud):
+    """Hides a small opposed part in swings to and fro along the classes' contrast, which cancel in
+    the model and make it look noisy."""
+
+    def make(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Swung."""
+        band = self.means.band
+        clip = self.means.task.training.clip
+        swing = 0.96 * clip * (-1) ** self.t * contrast(band.rows, band.labels)
+        both = swing + self.loud(weights, rng, 0.25)
+        return np.asarray(self.eta * both * min(1.0, clip / float(np.linalg.norm(both))))
+
+
 class Sybil(LabelFlip):
     """Many label-flippers with one machine for all their puzzles."""
 
@@ -365,6 +410,8 @@ ATTACKS: Final[dict[str, Callable[..., Attacker]]] = {
     "adaptive": Adaptive,
     "sleeper": Sleeper,
     "rejoiner": Rejoiner,
+    "leaver": Leaver,
+    "swinger": Swinger,
     "sybil": Sybil,
     "skipper": Skipper,
 }

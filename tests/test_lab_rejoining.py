@@ -231,3 +231,13 @@ def test_each_lock_is_one_session_however_often_it_is_sent() -> None:
     join, _ = solved(brokerage, 0.0)
     tokens = {brokerage.join(join, now).token for now in (0.0, 1.0, 1e3)}
     assert len(tokens) == 1 and brokerage.status(1e3).clients == 2
+
+
+def test_leaving_just_before_the_strike_gets_past_nothing():
+    # It did once: it never met a strike, and only a strike put newcomers on probation.
+    for seed in range(3):
+        clean, attacked = (Simulation(TABLE, Config(
+            attackers=0.75, attack=attack, seed=seed, seconds=30.0)).run()
+            for attack in ("none", "leaver"))
+        assert attacked.error < clean.error + 0.02
+        assert attacked.honest_struck == 0
