@@ -137,11 +137,11 @@ def test_a_sleeper_wakes() -> None:
         assert np.array_equal(deltas[t - 1], good(None, labels, t).astype(np.float32))
 
 
-def test_only_a_rejoiner_leaves() -> None:
+def test_only_those_leave_who_come_back() -> None:
     for name in ATTACKS:
         attacker = make_attacker(name, means())
         assert not attacker.leaves(0)
-        assert attacker.leaves(1) == (name == "rejoiner")
+        assert attacker.leaves(1) == (name in ("rejoiner", "leaver"))
     attacker = make_attacker("rejoiner", means())
     attacker.step(W, rng())
     attacker.anew()
