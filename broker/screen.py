@@ -92,9 +92,8 @@ class Screen:
         # as fast as it can should shorten nobody's steps.
         sent = [self._count[name] + self._before[name] for name in self._last]
         self._usual = int(np.median(sent)) if sent else 0
-        lengths = [length for name, length in self._length.items()
-                   if self._count[name] >= _KNOWN and name in self._last
-                   and name not in self._struck]
+        lengths = [self._length[name] for name in self._last
+                   if self._count[name] >= _KNOWN and name not in self._struck]
         clip = self._training.clip
         if not lengths:
             return clip

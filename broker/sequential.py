@@ -176,12 +176,9 @@ class Sequential:
         self._harm_effect = land.certain
         if self._best is not None and self._best_losses is None:
             # After a restart: the best weights are known, their losses are not.
-            best = self._best
-            now = land.losses
-            land.look(best)
+            land.look(self._best)
             self._best_losses = land.losses
             land.look(weights)
-            assert now.shape == land.losses.shape
         if self._best_losses is None or float((land.losses - self._best_losses).mean()) < 0.0:
             self._best, self._best_losses = weights, land.losses
         self._back = _worse(land.losses, self._best_losses)
