@@ -13,10 +13,12 @@ COMMANDS = {
     "fetch": ("curator.cli", "Fetch and verify a published model."),
     "join": ("client.cli", "Join a model's training with your own data."),
     "solve": ("client.cli", "Solve the admission puzzle and train."),
+    "budget": ("client.budget_cli", "Reckon what updates cost in privacy; what a file has spent."),
     "predict": ("client.cli", "Apply a model to a table."),
     "verify": ("client.cli", "Check offline that an address signed a model."),
     "lab": ("lab.cli", "A private Tor network, and the demo."),
     "experiment": ("lab.experiment_cli", "Attack a training in simulated time; show what holds."),
+    "audit": ("lab.audit_cli", "Attack your own privacy; compare with what the ledger says."),
 }
 """Where each subcommand lives, and its line in the list: help needs none of them imported."""
 

@@ -27,6 +27,7 @@ EXIT_DISTRUST: Final = 8
 EXIT_DISK: Final = 9
 EXIT_BUDGET: Final = 10
 EXIT_LEFT: Final = 11
+EXIT_AUDIT: Final = 12
 EXIT_INTERRUPTED: Final = 130
 
 
@@ -254,8 +255,12 @@ BUDGET_SPENT = _kind(
     "more updates are sent. Join with a larger --budget if your data's owners agree.")
 BUDGET_SMALL = _kind(
     "budget-small", 403, EXIT_BUDGET,
-    "One update alone would cost epsilon {first} and {left} of the budget is left; "
-    "choose a smaller --epsilon, a smaller --batch, or a larger --budget.")
+    "{what} would cost epsilon {first} and {left} of the budget is left; choose a smaller "
+    "--epsilon, a smaller --batch, fewer --updates, or a larger --budget.")
+AUDIT_FAILED = _kind(
+    "audit-failed", 500, EXIT_AUDIT,
+    "An attack shows epsilon {shown} where the ledger says at most {ledger} ({game}); send no "
+    "updates with this copy, run the same audit again, and report it when that says so too.")
 
 
 TRAVELS: Final = frozenset({

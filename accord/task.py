@@ -59,6 +59,10 @@ class Training(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
         deadline: or so many seconds after it first began (or the task came, if it never did).
         max_pause: or when it had to pause for so many seconds, because clients have gone.
         round_seconds: a synchronous round waits so long for silent clients.
+        reply_delay: the broker holds each message of an asynchronous training back for a random
+            time, uniform from 0 to so many seconds, before it takes and answers it; 0 for not at
+            all (paper 7.4 has 0.5). So the order in which updates are applied, and the moment at
+            which anyone sees the weights, are not for anyone to choose.
     """
 
     mode: Literal["asynchronous", "synchronous"] = "asynchronous"
@@ -74,11 +78,15 @@ class Training(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     deadline: Positive = 86_400.0
     max_pause: Positive = 3600.0
     round_seconds: Positive = 30.0
+    reply_delay: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.aggregate != "mean" and self.mode != "synchronous":
             raise ValueError(f"'aggregate' = '{self.aggregate}' needs 'mode' = 'synchronous'")
+        if self.reply_delay and self.mode == "synchronous":
+            raise ValueError("'reply_delay' needs 'mode' = 'asynchronous': within a round no order "
+                             "of updates shows")
 
 
 class Clients(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -173,6 +181,9 @@ class Task(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             lines += [column.name, column.description, *(column.constraints.enum or ())]
         if not all(line.isprintable() for line in lines):
             raise ValueError("titles, names, values and column descriptions are one line each")
+        if self.training.reply_delay > self.clients.silence / 2:
+            # A message that is held back is a sign of life only when it is taken.
+            raise ValueError("'reply_delay' of training is above half of 'silence' of clients")
         if self.data.dimension > MAX_DIMENSION:
             raise ValueError(f"the data has more than {MAX_DIMENSION} features")
 

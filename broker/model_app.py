@@ -2,6 +2,22 @@
 
 Acknowledged means on disk: the brokerage decides at once, in memory; the answers of all clients
 that wait are let go together, after one transaction that holds everything they rest on.
+
+**Random delays** (paper 7.4; a task's ``training.reply_delay``, off by default). Whoever sees the
+weights just before and just after another client's update has that update by subtraction. So each
+message is held back for a random time, and it is held *before* the brokerage takes it, not after:
+
+- held after, the weights in the answer would be those of the moment at which the message came, only
+  sent late; an attacker who sends just before and just after its victim would still get both;
+- held before, the update is applied, and the weights for its answer are read, at a moment that
+  neither its sender nor who watches the wire knows or chooses: the order of updates that come
+  within the delay is random, for ``/status`` too. What is sent is of the moment at which it is
+  sent, and never older than it would be otherwise.
+
+A Pull is held like a Push, as it can bring weights too; a Leave is not, as whoever goes should not
+be counted a moment longer. Until it is taken nothing of a message exists: nothing is acknowledged,
+and one whose conversation ends meanwhile is sent again and held again. It does not stop an attacker
+with so many sessions that some of their messages are taken at nearly every moment; the noise does.
 """
 
 from __future__ import annotations
@@ -10,6 +26,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from random import SystemRandom
 from typing import Any, Final
 
 from aiohttp import WSMsgType, web
@@ -20,6 +37,7 @@ from accord.messages import (
     FromClient,
     Hello,
     Join,
+    Leave,
     Turn,
     Wait,
     decode,
@@ -60,6 +78,7 @@ HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_random = SystemRandom().random
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -126,18 +145,21 @@ class ModelApp:
         brokerage: with its task accepted.
         store: where its changes go.
         publish: makes the bytes of the model file, once training has ended.
+        random: gives a number from 0 to 1, which nobody can foresee, for the delays.
 
     Attributes:
         model: the published file; None before.
     """
 
     def __init__(
-        self, brokerage: Brokerage, store: Store, publish: Callable[[], bytes]
+        self, brokerage: Brokerage, store: Store, publish: Callable[[], bytes],
+        random: Callable[[], float] = _random,
     ) -> None:
         self.brokerage = brokerage
         self.model: bytes | None = None
         self._store = store
         self._publish = publish
+        self._random = random
         self._signed_task = encode(brokerage.signed)
         self._conversations: dict[asyncio.Task[object], bytes] = {}
         self._stirred = brokerage.stirred
@@ -229,11 +251,14 @@ class ModelApp:
                 await asyncio.wait([reading])
                 message: FromClient = decode(reading.result(), FromClient, limit)
                 reading = asyncio.create_task(self._read(socket, None))
+                if not isinstance(message, Leave):
+                    await self._hold_back()
                 turn, seen = await self._receive(token, message)
                 await self._send(socket, turn)
                 while isinstance(turn.next, Wait):
                     if await self._message_or_news(reading, seen):
                         break
+                    await self._hold_back()
                     told = turn
                     turn, seen = await self._receive(token, message, repeated=True)
                     if turn != told:
@@ -242,6 +267,14 @@ class ModelApp:
             reading.cancel()
             # Whatever it ended with, this conversation is over.
             await asyncio.wait([reading])
+
+    async def _hold_back(self) -> None:
+        """Wait for the random time that the task wants before a message is taken.
+
+        It holds this conversation only, and in it everything: its answers keep their order.
+        """
+        if longest := self.brokerage.task.training.reply_delay:
+            await asyncio.sleep(longest * self._random())
 
     async def _send(self, socket: web.WebSocketResponse, turn: Turn) -> None:
         """Send a turn to somebody who takes it, and not for ever."""

@@ -51,7 +51,8 @@ from accord.problems import (
     Problem,
 )
 from accord.task import task_id
-from client.budget import Ledger, epsilon_total
+from client.accounting import epsilon_total
+from client.budget import Ledger
 from client.events import (
     Admitted,
     Event,
@@ -145,7 +146,11 @@ class Agent:
         self._told: Event | None = None
         self._unanswered: float | None = None
         self._wait = wait
-        self._pace = pace or Pace()
+        # A Push is held back by the broker, and so may be the Pull before it.
+        held = 2 * trainer.task.training.reply_delay
+        pace = pace or Pace()
+        self._pace = dataclasses.replace(
+            pace, answer=pace.answer + held, silent=pace.silent + held)
         self._dimension = trainer.task.dimension
         self._task = task_id(session.task)
         self._work: asyncio.Task[tuple[bytes, np.ndarray]] | None = None
@@ -414,9 +419,14 @@ class Agent:
             await self._keep()
 
     async def _compute(self, step: Step) -> tuple[bytes, np.ndarray]:
-        """A ticket's puzzle and its step, at the same time."""
+        """A ticket's puzzle and its step, at the same time.
+
+        A delay that the person wishes comes before the step, which is what is paid for: whoever
+        is stopped while it waits, or told meanwhile that it is over, has lost nothing.
+        """
         solving = asyncio.create_task(self._search(step.lock, step.difficulty, door=False))
         try:
+            await asyncio.sleep(self.session.delay * _random())
             self._step = asyncio.create_task(
                 asyncio.to_thread(self._trainer.step, step.weights, generator()))
             # A thread cannot be stopped: whoever stops us waits for it in _put_down.

@@ -13,7 +13,8 @@ from accord.puzzle import expected_hashes
 from accord.schema import Field
 from accord.task import Task
 from accord.words import duration, number, wrapped
-from client.budget import affordable, epsilon_total
+from client.accounting import affordable, best_guess, epsilon_total
+from client.meaning import in_words
 from client.noise import Release
 
 _COLUMNS: Final = 40
@@ -27,43 +28,49 @@ class Price(Struct, frozen=True):
     """What taking part costs.
 
     Attributes:
-        per_update: epsilon of one update for the data set, after amplification.
+        per_update: epsilon of one update for the data set, after sampling; None where there is
+            none without a delta.
         already: epsilon that this data has spent before, in all tasks.
         updates: how many updates the budget buys.
         total: epsilon of all that together, at delta.
-        training: the same when all updates of the training are ours; None where the budget does
-            not buy so many.
+        expected: how many updates are ours until training ends, if it goes as planned.
+        projected: epsilon in all after those, or after all that the budget buys, if fewer.
+        guess: how often the best attacker is right then (:func:`client.accounting.best_guess`).
     """
 
-    per_update: float
+    per_update: float | None
     already: float
     updates: int
     total: float
-    training: float | None
+    expected: int
+    projected: float
+    guess: float
 
 
 def price(
-    release: Release, budget: float, delta: float, already: dict[Release, int], offered: int
+    release: Release, budget: float, delta: float, already: dict[Release, int], expected: int
 ) -> Price:
     """Reckon it; takes up to some seconds.
 
     Args:
         release: one update.
         budget: what may be spent in all, at ``delta``.
-        delta: as for :func:`client.budget.epsilon_total`.
+        delta: as for :func:`client.accounting.epsilon_total`.
         already: what this data has released before.
-        offered: how many updates the training takes at most.
+        expected: how many updates the training is likely to take of ours.
 
     Raises:
         Problem: ``BUDGET_SMALL``.
     """
     updates = affordable(release, budget, delta, already)
 
-    def total(more: int) -> float:
-        return epsilon_total({**already, release: already.get(release, 0) + more}, delta)
+    def after(more: int) -> dict[Release, int]:
+        return {**already, release: already.get(release, 0) + more}
 
-    return Price(release.amplified, epsilon_total(already, delta), updates, total(updates),
-                 total(offered) if offered <= updates else None)
+    likely = after(min(expected, updates))
+    return Price(release.amplified if release.mechanism == "laplace" else None,
+                 epsilon_total(already, delta), updates, epsilon_total(after(updates), delta),
+                 expected, epsilon_total(likely, delta), best_guess(likely, delta))
 
 
 def about_task(task: Task, signed: SignedTask) -> str:
@@ -87,6 +94,9 @@ def about_task(task: Task, signed: SignedTask) -> str:
         f"Ends after  {', or '.join(ends)}",
         f"Validation  {_validation_set(task)}",
     ]
+    if training.reply_delay:
+        facts.append(f"Pace        each update and its answer are held back at random, up to "
+                     f"{number(training.reply_delay)} s, so that their moments tell less")
     about += [wrapped(fact, _HANG) for fact in facts]
     about += ["", "Your file must have these columns, and no others:"]
     about += [wrapped(_column(field, field.name == task.data.target), 4) for field in shown]
@@ -100,21 +110,22 @@ def about_price(
     door: AdmissionPuzzle,
 ) -> str:
     """What it costs, what leaves this machine, and what never does."""
-    most = f"{task.training.max_updates:,}"
-    budget_at = f"your budget of {number(budget)} at delta {delta:g}"
-    if price.training is None:
-        whole = f"{budget_at} buys {price.updates:,} of the at most {most}"
-        whole = f"{whole[0].upper()}{whole[1:]} {_kind(task)} of this training."
-    else:
-        all_ours = (f"All {most} rounds of this training" if _rounds(task) else
-                    f"If you alone made all {most} updates of this training, it")
-        whole = (f"{all_ours} would cost {number(price.training)}; {budget_at} would buy "
-                 f"{price.updates:,}.")
+    buys = (f"Your budget of {number(budget)} at delta {delta:g} buys {price.updates:,} "
+            f"{_kind(task)} of yours")
+    enough = (f"{buys}; if training goes as planned, it takes {price.expected:,}"
+              + (", and stops you before." if price.updates < price.expected else
+                 f", and costs {number(price.projected)}."))
+    one = "" if price.per_update is None else (
+        f"One update costs epsilon {number(price.per_update)} (after sampling). ")
     lines = [
         f"Your data   {release.rows:,} rows, {release.batch:,} drawn for each update",
-        f"Price       One update costs epsilon {number(price.per_update)} (after sampling). "
-        + whole,
+        f"Noise       {release.mechanism.capitalize()}, of epsilon {number(release.epsilon)} for "
+        f"the rows drawn: about {number(release.noise_ratio)} times as long as the most that they "
+        "can say",
+        f"Price       {one}{enough}",
     ]
+    lines += [f"{'Meaning' if not i else '':<12}{text}" for i, text in enumerate(
+        in_words(price.projected, delta, price.guess, release.rows))]
     if price.already:
         lines.append(f"Before      epsilon {number(price.already)} was spent by earlier trainings "
                      "with this data, and is in these sums")

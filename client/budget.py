@@ -1,9 +1,6 @@
 """The privacy ledger: spend durably BEFORE sending, and know what it all comes to.
 
-**What it comes to.** A release is epsilon'-differentially private for the data set
-(:attr:`client.noise.Release.amplified`), and :func:`epsilon_total` composes any number of them
-into one (epsilon, delta) through the privacy loss distributions of ``dp_accounting``. It is an
-upper bound, and never more than the plain sum of the epsilon'.
+What it all comes to is reckoned in :mod:`client.accounting`.
 
 **Where it is written.** One :class:`Ledger` file per data set, lines of text::
 
@@ -22,191 +19,32 @@ returned (the power went, the process was killed): nothing was sent, nothing is 
 is whole but for the line feed it counts all the same. A line that does end and does not fit its
 checksum is damage: then nobody knows what was spent, and the ledger refuses to open. What it
 cannot see is a file put back as it was earlier, or cut short exactly between two lines.
-
-Known limit: the composition theorem takes the kinds and counts as fixed beforehand. Within a task
-they are. Choosing the next task's epsilon by looking at what an earlier one published is not
-covered (see Rogers, Roth, Ullman and Vadhan, "Privacy odometers and filters", NIPS 2016).
 """
 
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import msgspec
-import numpy as np
 from msgspec import Struct
 
 from accord.files import sync_directory
-from accord.problems import BAD_LEDGER, BUDGET_SMALL, BUDGET_SPENT, DISK, LOCKED, Problem
+from accord.problems import BAD_LEDGER, BUDGET_SPENT, DISK, LOCKED, Problem
 from accord.words import number
+from client.accounting import affordable, epsilon_total
 from client.noise import Release
-
-MAX_RELEASES: Final = 10_000_000
-"""Most releases composed; past it the plain sum counts. One a second for four months."""
-
-FFT_ERROR: Final = 1e-11
-"""Taken off delta, so that the Fourier transform's rounding cannot make a total too small.
-
-Against exact binomial sums, for up to ``MAX_RELEASES`` releases, the delta that comes out of the
-transforms is wrong by less than half of this. (Taken as it is, it *is* too small: for a million
-releases at delta = 1e-9 by up to 3e-4 of epsilon, in one transform.)"""
-
-_POINTS: Final = 1 << 17  # lattice points that a mixed composition may take: a few hundredths of s
-_TAIL: Final = 1e-17  # mass cut off at each transform; the library counts it as infinite loss
-_LARGE_EPSILON: Final = 500.0  # beyond, exp() overflows in the library and the sum is as good
 
 _LINE: Final = re.compile(rb"([0-9a-f]{8}) (ledger|kind|spend) (\d+) ?(.*)", re.DOTALL)
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{8,128}")
-
-
-def epsilon_total(counts: Mapping[Release, int], delta: float) -> float:
-    """The epsilon, at ``delta``, of releasing each kind that many times; an upper bound.
-
-    Grows with every count. For a single kind it is the optimal composition of Kairouz, Oh and
-    Viswanath ("The composition theorem for differential privacy", ICML 2015) to about 1e-4. For
-    several kinds each epsilon' is first rounded up to a common lattice, which adds up to 1 % for
-    ten thousand releases of similar size, and more for more of them.
-
-    Args:
-        counts: how many releases of each kind; zero is allowed.
-        delta: between 0 and 0.5, both excluded. Under 2e-11 the plain sum counts.
-
-    Raises:
-        ValueError: a negative count, or delta out of its range.
-    """
-    if not 0 < delta < 0.5:
-        raise ValueError(f"delta {delta} is not between 0 and 0.5")
-    if any(count < 0 for count in counts.values()):
-        raise ValueError("a negative number of releases")
-    # What tells two kinds apart for this purpose is their epsilon' alone.
-    merged: Counter[float] = Counter()
-    for release, count in counts.items():
-        merged[release.amplified] += count
-    return _total(tuple(sorted((e, count) for e, count in merged.items() if count)), delta)
-
-
-def affordable(
-    release: Release, budget: float, delta: float, already: Mapping[Release, int] | None = None
-) -> int:
-    """The largest number of further releases after which the total is still within the budget.
-
-    Found by bisection on :func:`epsilon_total`, so ``total(T) <= budget < total(T + 1)``; at most
-    what makes :data:`MAX_RELEASES` in all.
-
-    Args:
-        release: the kind to be released.
-        budget: the epsilon not to be exceeded.
-        delta: as for :func:`epsilon_total`.
-        already: what was released before from the same data set.
-
-    Raises:
-        Problem: ``BUDGET_SMALL``, not even one.
-        ValueError: as :func:`epsilon_total`.
-    """
-    before = dict(already or {})
-    most = MAX_RELEASES - sum(before.values())
-
-    def fits(more: int) -> bool:
-        counts = {**before, release: before.get(release, 0) + more}
-        return more <= most and epsilon_total(counts, delta) <= budget
-
-    if not fits(1):
-        first = epsilon_total({release: 1}, delta)
-        left = max(0.0, budget - epsilon_total(before, delta))
-        raise Problem(BUDGET_SMALL, first=number(first), left=number(left))
-    enough, beyond = 1, 2
-    while fits(beyond):
-        enough, beyond = beyond, 2 * beyond
-    while beyond - enough > 1:
-        middle = (enough + beyond) // 2
-        if fits(middle):
-            enough = middle
-        else:
-            beyond = middle
-    return enough
-
-
-@lru_cache(maxsize=1024)
-def _total(counts: tuple[tuple[float, int], ...], delta: float) -> float:
-    """:func:`epsilon_total` of (epsilon', count) pairs in ascending order, counts positive."""
-    plain = math.fsum(epsilon * count for epsilon, count in counts)
-    releases = sum(count for _, count in counts)
-    if not counts or delta < 2 * FFT_ERROR:
-        return plain
-    if releases > MAX_RELEASES or counts[-1][0] > _LARGE_EPSILON:
-        return plain
-    # Imported here: it brings scipy.stats with it, two thirds of a second, which a command that
-    # only reads a ledger's counts, or prints its help, need not wait for.
-    from dp_accounting.pld import common, privacy_loss_distribution
-
-    interval = _interval(counts, plain)
-    whole: Any = None
-    # The library's Chernoff bounds overflow at some orders, and it passes over those.
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        for epsilon, count in counts:
-            # Rounding epsilon' up to the lattice costs its relative error once. Rounding the two
-            # losses up, which the library would do, costs the absolute error at every release.
-            rounded = math.ceil(epsilon / interval) * interval
-            one = privacy_loss_distribution.from_privacy_parameters(
-                common.DifferentialPrivacyParameters(rounded), interval
-            )
-            part = _power(one, count)
-            whole = part if whole is None else whole.compose(part, _TAIL)
-        return _solve(whole, delta - FFT_ERROR, plain)
-
-
-def _interval(counts: tuple[tuple[float, int], ...], plain: float) -> float:
-    """Spacing of the lattice of losses."""
-    if len(counts) == 1:
-        return counts[0][0]  # puts both losses, epsilon' and -epsilon', exactly on it
-    # The sum of the losses stays within 9 standard deviations but for 1e-17 (Hoeffding). Powers
-    # of two make every lattice a part of the next finer one, and more releases never make it
-    # finer; hence more releases never make the total smaller.
-    reach = min(plain, 9 * math.sqrt(math.fsum(count * e * e for e, count in counts)))
-    return 2.0 ** math.ceil(math.log2(2 * reach / _POINTS))
-
-
-def _power(one: Any, times: int) -> Any:
-    """The privacy loss distribution ``one``, composed ``times`` times.
-
-    In two strides of about the square root: the library bounds the tails by a Chernoff bound at
-    a few fixed orders, which are far too small for a thousand repetitions and more, so that one
-    stride would be slow, and its rounding error ten to a hundred times larger.
-    """
-    stride = math.isqrt(times)
-    power = one.self_compose(stride, _TAIL).self_compose(times // stride, _TAIL)
-    rest = times % stride
-    return power.compose(one.self_compose(rest, _TAIL), _TAIL) if rest else power
-
-
-def _solve(whole: Any, delta: float, plain: float) -> float:
-    """The smallest epsilon up to ``plain`` at which ``whole`` has at most that delta.
-
-    By bisection, to a part in 10^13 of the plain sum. The library's own ``get_epsilon_for_delta``
-    takes exp(-loss), which is 0 from 745 on; there it rounds up to the next loss that occurs, and
-    a release more can then seem to cost less.
-    """
-    if whole.get_delta_for_epsilon(0.0) <= delta:
-        return 0.0
-    low, high = 0.0, plain  # the plain sum needs no delta at all
-    for _ in range(44):
-        middle = (low + high) / 2
-        if whole.get_delta_for_epsilon(middle) <= delta:
-            high = middle
-        else:
-            low = middle
-    return high
 
 
 class _Kind(Struct, frozen=True, forbid_unknown_fields=True):
@@ -277,7 +115,11 @@ class Ledger:
 
     def count(self, task_id: str) -> int:
         """How many releases there were for a task."""
-        return self._tasks[task_id]
+        return self._tasks.get(task_id, 0)
+
+    def tasks(self) -> list[str]:
+        """The tasks that there were releases for, in the order of the first ones."""
+        return list(self._tasks)
 
     def counts(self, task_id: str | None = None) -> dict[Release, int]:
         """How many releases there were of each kind, for one task or for all together.
@@ -291,7 +133,7 @@ class Ledger:
         return dict(counts)
 
     def total(self, delta: float, task_id: str | None = None) -> float:
-        """:func:`epsilon_total` of :meth:`counts`."""
+        """:func:`client.accounting.epsilon_total` of :meth:`counts`."""
         return epsilon_total(self.counts(task_id), delta)
 
     def close(self) -> None:
@@ -312,8 +154,13 @@ class Ledger:
         self.close()
 
     def _open(self, directory: Path) -> None:
-        made = [path for path in (directory, *directory.parents) if not path.exists()]
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.path.exists():
+            # Before there is a file, so that whoever finds one can rely on its way there; and all
+            # of it, as whoever made a part may have been killed before it came to this.
+            for above in directory.parents:
+                with suppress(PermissionError):  # what we may not open was not made by us
+                    sync_directory(above)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(self.path, flags, 0o600)
         try:
@@ -327,8 +174,7 @@ class Ledger:
             with self._all_or_nothing():
                 self._append([b"ledger 1 %s" % self._fingerprint.encode()])
         # Every time, as whoever made the file may have been killed before it came to this.
-        for synced in (directory, *(path.parent for path in made)):
-            sync_directory(synced)
+        sync_directory(directory)
 
     def _replay(self, content: bytes) -> None:
         """Take in the whole file; cut a torn tail off."""
@@ -428,11 +274,11 @@ class Budget:
         task_id: the task that the releases are for.
         release: their kind.
         epsilon: the total not to be exceeded.
-        delta: as for :func:`epsilon_total`.
+        delta: as for :func:`client.accounting.epsilon_total`.
 
     Raises:
         Problem: ``BUDGET_SMALL``, not even one release is affordable and this task has made none.
-        ValueError: as :func:`epsilon_total`.
+        ValueError: as :func:`client.accounting.epsilon_total`.
     """
 
     def __init__(

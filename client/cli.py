@@ -46,6 +46,7 @@ from accord.problems import (
 )
 from accord.task import Task, open_task, task_id
 from accord.words import number, wrapped
+from client.accounting import best_guess
 from client.agent import Agent, fetch_puzzle, fetch_task
 from client.briefing import (
     about_judging,
@@ -56,8 +57,11 @@ from client.briefing import (
     price,
 )
 from client.budget import Budget, Ledger
+from client.budget_cli import noise_option
 from client.dataset import fingerprint, load, read
-from client.noise import Release
+from client.meaning import in_words
+from client.noise import Mechanism
+from client.plan import expected_updates, plan
 from client.progress import shown
 from client.session import Pace, Session, hold_session, load_session, save_session
 from client.trainer import Trainer
@@ -81,15 +85,20 @@ _wait_option = click.option(
 @click.argument("onion")
 @click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FILE",
               help="Your rows, CSV or Parquet; they never leave this machine.")
-@click.option("--epsilon", required=True, type=float, metavar="E",
-              help="Privacy of one update, for the rows drawn for it: smaller is more private.")
 @click.option("--min-clients", required=True, type=int, metavar="K",
               help="Train only while so many clients are there.")
-@click.option("--batch", type=int, default=50, show_default=True, help="Rows drawn per update.")
-@click.option("--budget", type=float, default=8.0, show_default=True,
-              help="Epsilon that may be spent in all from this file, whatever the trainings.")
+@click.option("--budget", type=float, default=2.0, show_default=True,
+              help="Epsilon that may be spent in all from this file, whatever the trainings: "
+              "smaller is more private. 'tormentor budget' says what it means.")
 @click.option("--delta", type=float, default=1e-6, show_default=True,
               help="Chance at which the budget's promise may fail.")
+@click.option("--updates", type=int, metavar="T",
+              help="How many updates the budget is to buy.  [your share of the training's]")
+@click.option("--epsilon", type=float, metavar="E",
+              help="Privacy of one update, for the rows drawn for it, instead of --updates.  "
+              "[the largest that the budget buys]")
+@click.option("--batch", type=int, help="Rows drawn per update.  [a quarter, at least 50]")
+@noise_option
 @click.option("--curator", metavar="HEX", help="Join only what this curator's key has signed.")
 @click.option("--session", "session_path", type=click.Path(dir_okay=False, path_type=Path),
               metavar="FILE", help="Where the session is kept.  [STATE/sessions/ONION.json]")
@@ -102,6 +111,9 @@ _wait_option = click.option(
 @click.option("--leave-if-share", type=float, metavar="SHARE",
               help="Leave when at least this share of the judged clients is struck (0.5: half), "
               "with 3 or more judged.")
+@click.option("--delay", type=float, default=0.0, show_default=True, metavar="SECONDS",
+              help="Wait a random time of up to so long before each update, so that its moment "
+              "tells less.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="MODEL",
               help="Where the model goes.  [./model-ONION.safetensors]")
 @click.option("--again", is_flag=True, help="Replace an unfinished session, or a model's file.")
@@ -113,11 +125,12 @@ _wait_option = click.option(
 @json_option
 @command
 async def join(
-    onion: str, data: Path, epsilon: float, min_clients: int, batch: int, budget: float,
-    delta: float, curator: str | None, session_path: Path | None, ledger: Path | None,
-    max_difficulty: int, leave_if_struck: bool, leave_if_share: float | None,
-    output: Path | None, again: bool, go_on: bool, no_wait: bool, patience: float,
-    tor: TorOptions, state: Path, as_json: bool,
+    onion: str, data: Path, min_clients: int, budget: float, delta: float, updates: int | None,
+    epsilon: float | None, batch: int | None, noise: Mechanism, curator: str | None,
+    session_path: Path | None, ledger: Path | None, max_difficulty: int,
+    leave_if_struck: bool, leave_if_share: float | None, delay: float, output: Path | None,
+    again: bool, go_on: bool, no_wait: bool, patience: float, tor: TorOptions, state: Path,
+    as_json: bool,
 ) -> None:
     """Join the training at ONION with your own data: see the task, and what it costs.
 
@@ -126,10 +139,10 @@ async def join(
 
     \b
     Example:
-      tormentor join abc...xyz.onion --data mine.csv --epsilon 1 --min-clients 5
+      tormentor join abc...xyz.onion --data mine.csv --budget 2 --min-clients 5
     """
-    check_typed(epsilon, batch, min_clients, budget, delta, curator, max_difficulty,
-                leave_if_share, patience)
+    check_typed(epsilon, batch, min_clients, budget, delta, noise, updates, curator,
+                max_difficulty, leave_if_share, patience, delay)
     onion = check_onion(onion)
     here = Path.cwd()
     output = here / (output or f"model-{onion[:16]}.safetensors")
@@ -138,39 +151,48 @@ async def join(
     path = session_path or state / "sessions" / f"{onion}.json"
     if session_path is not None and not (here / path).parent.is_dir():
         raise option_problem("--session", f"is in a directory that does not exist: {path}")
-    await asyncio.to_thread(read, data, batch)
+    await asyncio.to_thread(read, data, batch or 1)
     wishes: dict[str, Any] = {
-        "fingerprint": await asyncio.to_thread(fingerprint, data), "epsilon": epsilon,
-        "batch": batch, "min_clients": min_clients, "budget": budget, "delta": delta,
+        "fingerprint": await asyncio.to_thread(fingerprint, data),
+        # What was not typed is chosen when the task is known.
+        **{name: value for name, value in (("epsilon", epsilon), ("batch", batch))
+           if value is not None},
+        "min_clients": min_clients, "budget": budget, "delta": delta, "noise": noise,
         "max_difficulty": max_difficulty, "leave_if_struck": leave_if_struck,
-        "leave_if_share": leave_if_share, "ledger": str(ledgers), "output": str(output)}
+        "leave_if_share": leave_if_share, "delay": delay, "ledger": str(ledgers),
+        "output": str(output)}
     next_command = _solve_command(onion, session_path, state, tor)
-    check_replaceable(path, session_path is not None, wishes, again, next_command)
+    old = check_replaceable(path, session_path is not None, wishes, again, next_command)
     async with route(tor, state, quiet=as_json) as way:
         async with circuit(way, onion) as line:
             signed = await unless_away(
                 lambda: fetch_task(line), min(patience, 60.0),
                 lambda why: say(f"Not there yet ({why}); trying again."))
-            task = _check_task(signed, onion, curator, min_clients)
-            mine = await asyncio.to_thread(load, data, task.data, batch)
+            task = _check_task(signed, onion, curator, min_clients, delay)
+            mine = await asyncio.to_thread(load, data, task.data, batch or 1)
             door = await fetch_puzzle(line, max_difficulty)
-        release = Release(epsilon, batch, len(mine.labels), task.dimension)
+        if old is not None and updates is None:
+            # What was chosen then is chosen still, whatever has been spent since.
+            epsilon, batch = old.epsilon, old.batch
+        if not as_json:
+            say("Reckoning what it will cost in privacy ...\n")
         with Ledger(ledgers, mine.fingerprint) as book:
+            release = await asyncio.to_thread(
+                plan, task, len(mine.labels), min_clients, budget, delta, noise, epsilon, batch,
+                updates, book.counts())
             cost = await asyncio.to_thread(price, release, budget, delta, book.counts(),
-                                           task.training.max_updates)
+                                           expected_updates(task, min_clients))
         if not as_json:
             say(about_task(task, signed) + "\n")
             say(about_price(cost, release, budget, delta, task, door) + "\n")
             say(about_judging(task, max_difficulty) + "\n")
         if drowned := about_noise(release):
             warn(drowned)
-        if delta * release.rows > 1:
-            warn(wrapped(f"WARNING: with --delta above 1/{release.rows:,} the promise may fail "
-                         "for some row; choose a smaller one."))
         if session_path is None:
             private_directory(private_directory(state) / "sessions")
         with hold_session(path):
-            wishes |= {"fingerprint": mine.fingerprint, "task": signed}
+            wishes |= {"fingerprint": mine.fingerprint, "task": signed,
+                       "epsilon": release.epsilon, "batch": release.batch}
             old = check_replaceable(path, session_path is not None, wishes, again, next_command)
             # Whoever joins once more in the same way keeps the place at the broker.
             if old is None or (old.solution is None and old.token is None):
@@ -179,15 +201,18 @@ async def join(
             told = {
                 "event": "joined", "onion": onion, "session": str(path), "title": plain(task.title),
                 "task": task_id(signed), "curator": signed.curator.hex(),
-                "dimension": task.dimension, "rows": release.rows, "batch": batch,
-                "epsilon": epsilon, "min_clients": min_clients, "budget": budget, "delta": delta,
-                "epsilon_update": cost.per_update, "epsilon_before": cost.already,
-                "updates": cost.updates, "epsilon_total": cost.total,
-                "epsilon_training": cost.training, "noise_ratio": release.noise_ratio,
+                "dimension": task.dimension, "rows": release.rows, "batch": release.batch,
+                "epsilon": release.epsilon, "noise": noise, "min_clients": min_clients,
+                "budget": budget, "delta": delta, "epsilon_update": cost.per_update,
+                "epsilon_before": cost.already, "updates": cost.updates,
+                "epsilon_total": cost.total, "updates_expected": cost.expected,
+                "epsilon_expected": cost.projected, "guess": cost.guess,
+                "noise_ratio": release.noise_ratio,
                 "difficulty": door.difficulty, "test": task.validation.test,
                 "validation": task.validation.digest or None,
                 "most_strikes": most_strikes(task, max_difficulty),
                 "leave_if_struck": leave_if_struck, "leave_if_share": leave_if_share,
+                "delay": delay,
             }
             result(told, as_json, wrapped(f"Joined. The session is {path}.") + (
                 "" if go_on else f"\nNext, type:\n{next_command}"))
@@ -226,7 +251,7 @@ def _command(words: list[str], state: Path, tor: TorOptions) -> str:
 
 
 def _check_task(
-    signed: SignedTask, onion: str, curator: str | None, min_clients: int
+    signed: SignedTask, onion: str, curator: str | None, min_clients: int, delay: float
 ) -> Task:
     """Read what came as the task, and refuse it where it is not what was asked for."""
     task = open_task(signed, onion)
@@ -237,6 +262,11 @@ def _check_task(
         raise option_problem(
             "--min-clients",
             f"is {min_clients} and the task admits {task.clients.maximum} at most")
+    if task.training.mode == "synchronous" and delay > task.training.round_seconds / 2:
+        # Its updates would come when their rounds are closed, and be paid for all the same.
+        raise option_problem(
+            "--delay", f"is {delay:g} seconds; it must be at most "
+            f"{task.training.round_seconds / 2:g}, half of what a round of this task waits")
     return task
 
 
@@ -281,9 +311,9 @@ async def solve(onion: str | None, session_path: Path | None, no_wait: bool, pat
         _check_data(session)
         if not as_json:
             say(wrapped(
-                f"Going on with {session.data}: epsilon {number(session.epsilon)} an update, "
-                f"batch {session.batch:,}, budget {number(session.budget)} at delta "
-                f"{session.delta:g}, at least {session.min_clients:,} clients."))
+                f"Going on with {session.data}: epsilon {number(session.epsilon)} an update "
+                f"({session.noise}), batch {session.batch:,}, budget {number(session.budget)} at "
+                f"delta {session.delta:g}, at least {session.min_clients:,} clients."))
         async with route(tor, state, quiet=as_json) as way:
             again = _solve_command(session.onion, session_path, state, tor)
             await _train(way, path, not no_wait, patience, as_json, again, fetch)
@@ -314,29 +344,31 @@ async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: b
     data = await asyncio.to_thread(load, Path(session.data), task.data, session.batch)
     if data.fingerprint != session.fingerprint:
         raise Problem(DATA_CHANGED, path=session.data)
-    release = Release(session.epsilon, session.batch, len(data.labels), task.dimension)
+    release = session.release(len(data.labels), task.dimension)
     name = task_id(session.task)
     with Ledger(Path(session.ledger), session.fingerprint) as book:
         budget = await asyncio.to_thread(
             Budget, book, name, release, session.budget, session.delta)
-        trainer = Trainer(task, data, session.batch, session.epsilon, budget.spend)
+        trainer = Trainer(task, data, release, budget.spend)
         with shown(as_json, session.budget) as tell:
             agent = Agent(
                 way, path, session, trainer, book, lambda: budget.remaining > 0, tell,
                 wait=wait, pace=Pace(patience=patience))
             outcome = await agent.run()
         spent, updates = await asyncio.to_thread(budget.spent), book.count(name)
+        guess = await asyncio.to_thread(best_guess, book.counts(), session.delta)
     session, saved = agent.session, outcome == "published"
     told = {
         "event": "end", "outcome": outcome, "updates": updates, "epsilon_total": spent,
-        "delta": session.delta, "epsilon": session.epsilon, "batch": session.batch,
-        "rows": release.rows, "min_clients": session.min_clients,
+        "guess": guess, "noise": session.noise, "delta": session.delta, "epsilon": session.epsilon,
+        "batch": session.batch, "rows": release.rows, "min_clients": session.min_clients,
         "model": session.output if saved else None, "seconds": time.monotonic() - began,
         **_verdict(session),
     }
     words = f"We paid for {updates:,} update{'' if updates == 1 else 's'} in this training. " \
             f"This data has cost epsilon {number(spent)} of {number(session.budget)} in all, at " \
-            f"delta {session.delta:g}."
+            f"delta {session.delta:g}.\n" + "\n".join(
+                in_words(spent, session.delta, guess, release.rows))
     if saved:
         result(told, as_json, wrapped(
             f"The model is saved as {session.output}, and its address has signed it.\n{words}"))

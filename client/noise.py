@@ -1,26 +1,36 @@
 """Clip, sample exactly, describe the release.
 
 One release is ``(sum of the clipped per-example gradients + Z) / b`` over a batch of ``b`` rows
-drawn uniformly without replacement from the client's ``n``, afresh for each release. ``Z`` is the
-K-norm mechanism of the L2 norm (Hardt and Talwar, "On the geometry of differential privacy", STOC
-2010; Chaudhuri, Monteleoni and Sarwate, JMLR 12, 2011, use the same noise): density proportional
-to ``exp(-(epsilon / 2C) |z|)``, so its radius is Gamma(d, 2C / epsilon) and its direction is
-uniform. Replacing one row of the batch moves the clipped sum by at most ``2C``, which makes one
-release epsilon-differentially private for the batch; :attr:`Release.amplified` is what that means
-for the whole data set.
+drawn uniformly without replacement from the client's ``n``, afresh for each release. Replacing one
+row of the batch moves the clipped sum by at most ``2C``. ``Z`` is one of
+
+- *Laplace*: the K-norm mechanism of the L2 norm (Hardt and Talwar, "On the geometry of
+  differential privacy", STOC 2010; Chaudhuri, Monteleoni and Sarwate, JMLR 12, 2011, use the same
+  noise): density proportional to ``exp(-(epsilon / 2C) |z|)``, so its radius is Gamma(d,
+  2C / epsilon) and its direction is uniform. One release is epsilon-differentially private for the
+  batch.
+- *Gaussian*: independent normal numbers, of which one release is (epsilon, delta)-differentially
+  private for the batch (:attr:`Release.sigma`).
+
+:mod:`client.privacy_loss` says what that means for the whole data set, :mod:`client.accounting`
+what many releases come to.
 
 Time and randomness come in as arguments: all but :func:`generator` is a pure function.
 
-Known limit: the theorem is about real numbers, and a double is not one. The low bits of a
-floating-point noise sample depend on the value that it was added to (Mironov, "On significance of
-the least significant bits for differential privacy", CCS 2012). No attack on noise in more than
-one dimension is known to us, and none is excluded here.
+Known limit: the theorems are about real numbers, and a double is not one. The low bits of a sum
+with floating-point noise depend on what the noise was added to (Mironov, "On significance of the
+least significant bits for differential privacy", CCS 2012). :func:`snap` throws them away: what is
+released lies on a grid that is the same for all data, with millions of doubles behind each point.
+That takes the known attacks their ground; it is no proof, which only integer samplers have
+(Canonne, Kamath and Steinke, NeurIPS 2020). How long a draw takes depends on the noise, and is not
+hidden (Jin, McMurtry, Rubinstein and Ohrimenko, "Are we there yet?", IEEE S&P 2022).
 """
 
 from __future__ import annotations
 
 import math
 import secrets
+from functools import lru_cache
 from typing import Final, Literal
 
 import numpy as np
@@ -30,12 +40,23 @@ from randomgen.chacha import ChaCha
 
 Floats = npt.NDArray[np.float64]
 
+Mechanism = Literal["laplace", "gaussian"]
+
+MOST_GAUSSIAN: Final = 100.0
+"""Largest epsilon of Gaussian noise; it is next to nothing long before."""
+
+LEAST_DELTA: Final = 1e-30
+"""Smallest delta of one release with Gaussian noise."""
+
+SNAP_BITS: Final = 20
+"""A release is told with so many bits below the size of its noise, which loses nothing."""
+
 KEY_BITS: Final = 256
 ROUNDS: Final = 20
 _LARGE_EPSILON: Final = 700.0  # exp(709.8) is the largest that a double holds
 
 
-class Release(Struct, frozen=True):
+class Release(Struct, frozen=True, omit_defaults=True):
     """One release as data: what the ledger needs to account for it, and nothing more.
 
     The clip is not here, as the noise grows with it and it cancels from the privacy.
@@ -45,18 +66,23 @@ class Release(Struct, frozen=True):
         batch: rows in a batch, drawn uniformly without replacement, afresh for each release.
         rows: rows in the data set.
         dimension: numbers released.
-        mechanism: the law of the noise; "laplace" is :func:`isotropic_laplace`.
+        mechanism: the law of the noise; "laplace" is :func:`isotropic_laplace`, "gaussian" has
+            independent normal numbers of standard deviation :attr:`sigma` times C.
+        delta: the chance at which a Gaussian release's epsilon may fail; 0 for Laplace, which
+            needs none.
 
     Raises:
         ValueError: epsilon is not positive and finite, or not ``1 <= batch <= rows``, or the
-            dimension is less than 1.
+            dimension is less than 1; or for Gaussian noise epsilon is above
+            :data:`MOST_GAUSSIAN` or delta is not between :data:`LEAST_DELTA` and 0.5.
     """
 
     epsilon: float
     batch: int
     rows: int
     dimension: int
-    mechanism: Literal["laplace"] = "laplace"
+    mechanism: Mechanism = "laplace"
+    delta: float = 0.0
 
     def __post_init__(self) -> None:
         _positive("epsilon", self.epsilon)
@@ -64,14 +90,40 @@ class Release(Struct, frozen=True):
             raise ValueError(f"a batch of {self.batch} out of {self.rows} rows")
         if self.dimension < 1:
             raise ValueError(f"dimension {self.dimension} is less than 1")
-        if self.mechanism != "laplace":
+        if self.mechanism == "laplace":
+            if self.delta != 0:
+                raise ValueError("Laplace noise has no delta")
+        elif self.mechanism == "gaussian":
+            if not LEAST_DELTA <= self.delta < 0.5:
+                raise ValueError(f"delta {self.delta} is not between {LEAST_DELTA} and 0.5")
+            if self.epsilon > MOST_GAUSSIAN:
+                raise ValueError(f"epsilon {self.epsilon} of Gaussian noise is above 100")
+        else:
             raise ValueError(f"no mechanism named {self.mechanism!r}")
 
     @property
     def noise_ratio(self) -> float:
-        """Expected length of one release's noise, ``2 C d / (epsilon b)``, over the greatest that
-        the mean of the clipped gradients can have, ``C``."""
-        return 2 * self.dimension / (self.epsilon * self.batch)
+        """Root mean square length of one release's noise over the greatest that the mean of the
+        clipped gradients can have, ``C``: for Laplace ``2 sqrt(d (d + 1)) / (epsilon b)``."""
+        d = self.dimension
+        if self.mechanism == "gaussian":
+            return self.sigma * math.sqrt(d) / self.batch
+        return 2 * math.sqrt(d * (d + 1)) / (self.epsilon * self.batch)
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of each number of Gaussian noise, in units of C; rounded up.
+
+        The least at which a shift of 2C is (epsilon, delta)-differentially private, exactly:
+        Balle and Wang, "Improving the Gaussian mechanism for differential privacy", ICML 2018,
+        Theorem 8.
+
+        Raises:
+            ValueError: the noise is not Gaussian.
+        """
+        if self.mechanism != "gaussian":
+            raise ValueError("only Gaussian noise has a sigma")
+        return _sigma(self.epsilon, self.delta)
 
     @property
     def amplified(self) -> float:
@@ -91,6 +143,27 @@ class Release(Struct, frozen=True):
         else:
             inside = self.epsilon + math.log(share + (1 - share) * math.exp(-self.epsilon))
         return min(self.epsilon, inside)
+
+
+@lru_cache(maxsize=256)
+def _sigma(epsilon: float, delta: float) -> float:
+    """Twice the least ratio s of deviation to shift with
+    ``Phi(1/2s - epsilon s) - e^epsilon Phi(-1/2s - epsilon s) <= delta``, by bisection."""
+    # Imported here: it takes half a second, which Laplace noise need not wait for.
+    from scipy.special import log_ndtr
+
+    def too_little(ratio: float) -> bool:
+        high = float(log_ndtr(0.5 / ratio - epsilon * ratio))
+        low = epsilon + float(log_ndtr(-0.5 / ratio - epsilon * ratio))
+        return high + math.log(-math.expm1(min(low - high, -1e-300))) > math.log(delta)
+
+    low, high = 1e-3, 1e-3
+    while too_little(high):
+        low, high = high, 2 * high
+    while high > low * (1 + 1e-12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if too_little(middle) else (low, middle)
+    return 2 * high * (1 + 1e-9)
 
 
 def generator() -> np.random.Generator:
@@ -167,30 +240,80 @@ def isotropic_laplace(
     return noise
 
 
+def gaussian(dimension: int, deviation: float, rng: np.random.Generator) -> Floats:
+    """Draw independent normal numbers.
+
+    Args:
+        dimension: how many, at least 1.
+        deviation: their standard deviation, in the gradients' own unit.
+        rng: where the randomness comes from; :func:`generator` outside of tests.
+
+    Returns:
+        Shape (d,).
+
+    Raises:
+        ValueError: the dimension is less than 1, or the deviation is not positive and finite.
+    """
+    _positive("deviation", deviation)
+    if dimension < 1:
+        raise ValueError(f"dimension {dimension} is less than 1")
+    return np.asarray(deviation * rng.standard_normal(dimension))
+
+
+def draw(kind: Release, clip: float, rng: np.random.Generator) -> Floats:
+    """The noise of one release of this kind, shape (d,), in the gradients' own unit.
+
+    Args:
+        kind: of the release.
+        clip: C, the bound on the norm of each row's gradient.
+        rng: a generator that is used for this release only.
+
+    Raises:
+        ValueError: as :func:`isotropic_laplace` and :func:`gaussian`.
+    """
+    if kind.mechanism == "gaussian":
+        return gaussian(kind.dimension, kind.sigma * clip, rng)
+    return isotropic_laplace(kind.dimension, kind.epsilon, clip, rng)
+
+
+def snap(values: Floats, scale: float) -> Floats:
+    """Round to multiples of about ``2^-20 scale``, a power of two, so that no low bit is left.
+
+    Args:
+        values: of any shape, in the unit of ``scale``.
+        scale: positive; it must not depend on the data.
+    """
+    grid = math.ldexp(1.0, max(-1000, math.frexp(scale)[1] - SNAP_BITS))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(np.rint(values / grid) * grid)
+
+
 def release(
-    gradients: npt.ArrayLike, clip: float, epsilon: float, rng: np.random.Generator
+    gradients: npt.ArrayLike, clip: float, kind: Release, rng: np.random.Generator
 ) -> Floats:
     """What may leave the client: ``(sum of the clipped rows + Z) / b``.
 
     Args:
-        gradients: shape (b, d), one row per example of the batch; the divisor is this b, which
-            the caller keeps the same for every release (:attr:`Release.batch`).
+        gradients: shape (b, d), one row per example of the batch.
         clip: C, the bound on the norm of each row.
-        epsilon: privacy of this one release under replacement of one row of the batch.
+        kind: what the ledger was told of this release.
         rng: a generator that is used for this release only.
 
     Returns:
         Shape (d,), in the gradients' own unit.
 
     Raises:
-        ValueError: no rows, or as :func:`clip_rows` and :func:`isotropic_laplace`.
+        ValueError: the shape is not the kind's batch and dimension, or as :func:`clip_rows` and
+            :func:`draw`.
     """
     clipped = clip_rows(gradients, clip)
-    batch, dimension = clipped.shape
-    if batch == 0:
-        raise ValueError("an empty batch")
-    total = clipped.sum(axis=0) + isotropic_laplace(dimension, epsilon, clip, rng)
-    mean: Floats = total / batch
+    if clipped.shape != (kind.batch, kind.dimension):
+        raise ValueError(
+            f"gradients of shape {clipped.shape}, not {(kind.batch, kind.dimension)}")
+    noised = clipped.sum(axis=0) + draw(kind, clip, rng)
+    # What one number's noise is like; any power of ten around it would do.
+    scale = kind.noise_ratio * kind.batch * clip / math.sqrt(kind.dimension)
+    mean: Floats = snap(noised, scale) / kind.batch
     return mean
 
 

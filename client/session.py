@@ -69,6 +69,7 @@ from accord.problems import (
     PeerProblem,
     Problem,
 )
+from client.noise import Mechanism, Release
 
 SESSION_LIMIT: Final = 8 << 20
 _TROUBLE: Final = (INTERNAL, FULL, DESK_FULL, NOT_PUBLISHED)
@@ -76,6 +77,9 @@ MOST_REFUSALS: Final = 10
 """After so many refusals with no update acknowledged between them we stop: each stale ticket has
 cost a release, and a broker that takes none should not have more."""
 
+MOST_DELAY: Final = 60.0
+"""Longest that a client may wait before an update, in seconds: longer, and most of its updates
+would be made for a model that has long gone on."""
 LEAST_JUDGED: Final = 3
 """A share of fewer judged clients than this says nothing: nobody leaves because of it."""
 
@@ -133,12 +137,14 @@ class Session(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         onion: the model's address.
         task: as the curator signed it.
         data: path of the data file; fingerprint: of its bytes when it was joined with.
-        epsilon, batch: of one release. min_clients: k. budget, delta: what may be spent in all.
+        epsilon, batch, noise: of one release. min_clients: k.
+        budget, delta: what may be spent in all.
         max_difficulty: hardest puzzle that the person allows.
         ledger: directory of the privacy ledgers.
         output: where the model goes.
         puzzle, solution: of the door. token: what the broker knows this client by.
         leave_if_struck, leave_if_share: see :class:`Wishes`.
+        delay: before each update, a random time of up to so many seconds is waited.
         verdict: what the broker said last of strikes.
         outcome: "budget-spent" when no more updates may be sent, "published" when the model is
             saved, "left" when the person's wish to leave was fulfilled, None before.
@@ -162,8 +168,19 @@ class Session(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     token: Token | None = None
     leave_if_struck: bool = False
     leave_if_share: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    delay: Annotated[float, Meta(ge=0.0, le=MOST_DELAY)] = 0.0
+    noise: Mechanism = "laplace"
     verdict: Verdict = Verdict()
     outcome: Outcome | None = None
+
+    def release(self, rows: int, dimension: int) -> Release:
+        """The kind of this session's releases, of so many numbers from so many rows.
+
+        Raises:
+            ValueError: as :class:`client.noise.Release`.
+        """
+        return Release(self.epsilon, self.batch, rows, dimension, self.noise,
+                       self.delta if self.noise == "gaussian" else 0.0)
 
     @property
     def wishes(self) -> Wishes:

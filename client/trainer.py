@@ -15,7 +15,7 @@ import numpy as np
 from accord.objective import OBJECTIVES
 from accord.task import Task, step_size
 from client.dataset import Dataset
-from client.noise import release
+from client.noise import Release, release
 
 _MARGIN: Final = 1e-6
 """Rounding to float32 lengthens a vector by less than 2^-24 of it, so it stays within the bound
@@ -29,17 +29,22 @@ class Trainer:
     Attributes:
         task: the one that was joined.
         data: the person's own.
-        batch: rows of a minibatch.
-        epsilon: of one release, for the minibatch.
+        kind: of each release; it is what the ledger is told.
         spend: writes one release into the ledger, durably, and gives its number among those of
             this task, from 1. Raises when it may not be.
+
+    Raises:
+        ValueError: the kind is not of this data and task.
     """
 
     task: Task
     data: Dataset
-    batch: int
-    epsilon: float
+    kind: Release
     spend: Callable[[], int]
+
+    def __post_init__(self) -> None:
+        if self.kind.rows != len(self.data.labels) or self.kind.dimension != self.task.dimension:
+            raise ValueError(f"{self.kind} is not of this data and task")
 
     def step(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """One noised update.
@@ -58,10 +63,10 @@ class Trainer:
         # this process, so that the schedule goes on where it was.
         t = self.spend()
         training = self.task.training
-        chosen = rng.choice(len(self.data.labels), size=self.batch, replace=False, shuffle=False)
+        chosen = rng.choice(self.kind.rows, size=self.kind.batch, replace=False, shuffle=False)
         gradients = OBJECTIVES[self.task.objective].gradients(
             weights, self.data.rows[chosen], self.data.labels[chosen])
-        noised = release(gradients, training.clip, self.epsilon, rng)
+        noised = release(gradients, training.clip, self.kind, rng)
         with np.errstate(over="ignore", invalid="ignore"):
             step = -step_size(training, t) * (training.regularisation * weights + noised)
             return _shrink(step, training.max_norm)

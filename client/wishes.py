@@ -16,7 +16,8 @@ from accord.problems import (
     Problem,
 )
 from accord.words import number
-from client.session import FINISHED, Session, load_session
+from client.noise import LEAST_DELTA, MOST_GAUSSIAN, Mechanism
+from client.session import FINISHED, MOST_DELAY, Session, load_session
 
 _MOST: Final = 1e6  # of epsilon and budget: a larger one is a slip of the finger
 
@@ -26,22 +27,44 @@ def option_problem(option: str, what: str) -> Problem:
     return Problem(BAD_OPTION, option=option, what=what)
 
 
-def check_typed(epsilon: float, batch: int, min_clients: int, budget: float, delta: float,
-                curator: str | None, max_difficulty: int, leave_if_share: float | None,
-                patience: float) -> None:
-    """Refuse values that mean nothing, before anything else is done.
+def check_noise(epsilon: float | None, budget: float | None, delta: float,
+                noise: Mechanism) -> None:
+    """Refuse what is no privacy setting; None for what was not typed.
 
     Raises:
         Problem: ``BAD_OPTION``.
     """
     for name, value in (("--epsilon", epsilon), ("--budget", budget)):
-        if not 0 < value <= _MOST:
+        if value is not None and not 0 < value <= _MOST:
             raise option_problem(
                 name, f"must be above 0 and at most {number(_MOST)}, not {number(value)}")
     if not 0 < delta < 0.5:
         raise option_problem("--delta", f"must be above 0 and below 0.5, not {delta:g}")
-    for name, count in (("--batch", batch), ("--min-clients", min_clients)):
-        if count < 1:
+    if noise == "gaussian":
+        if epsilon is not None and epsilon > MOST_GAUSSIAN:
+            raise option_problem("--epsilon", f"of Gaussian noise must be at most "
+                                 f"{MOST_GAUSSIAN:g}, not {number(epsilon)}")
+        if delta < LEAST_DELTA:
+            raise option_problem(
+                "--delta", f"must be at least {LEAST_DELTA:g} for Gaussian noise, not {delta:g}")
+
+
+def check_typed(epsilon: float | None, batch: int | None, min_clients: int, budget: float,
+                delta: float, noise: Mechanism, updates: int | None, curator: str | None,
+                max_difficulty: int, leave_if_share: float | None, patience: float,
+                delay: float) -> None:
+    """Refuse values that mean nothing, before anything else is done; None for what was not typed.
+
+    Raises:
+        Problem: ``BAD_OPTION``.
+    """
+    check_noise(epsilon, budget, delta, noise)
+    if epsilon is not None and updates is not None:
+        raise option_problem("--updates", "says how many updates the budget is to buy; with "
+                             "--epsilon, the budget itself says it")
+    for name, count in (("--batch", batch), ("--min-clients", min_clients),
+                        ("--updates", updates)):
+        if count is not None and count < 1:
             raise option_problem(name, f"must be at least 1, not {count}")
     if max_difficulty < 0:
         raise option_problem("--max-difficulty", f"must be at least 0, not {max_difficulty}")
@@ -50,6 +73,9 @@ def check_typed(epsilon: float, batch: int, min_clients: int, budget: float, del
     if leave_if_share is not None and not 0 < leave_if_share <= 1:
         raise option_problem(
             "--leave-if-share", f"must be above 0 and at most 1, not {leave_if_share:g}")
+    if not 0 <= delay <= MOST_DELAY:
+        raise option_problem(
+            "--delay", f"must be from 0 to {MOST_DELAY:g} seconds, not {delay:g}")
     check_patience(patience)
 
 
@@ -79,10 +105,11 @@ def check_output(output: Path, data: Path, again: bool) -> None:
 
 
 _WISHES: Final = {
-    "fingerprint": "data file", "epsilon": "--epsilon", "batch": "--batch",
+    "fingerprint": "data file", "epsilon": "--epsilon", "batch": "--batch", "noise": "--noise",
     "min_clients": "--min-clients", "budget": "--budget", "delta": "--delta",
     "max_difficulty": "--max-difficulty", "ledger": "--ledger", "output": "--output",
-    "leave_if_struck": "--leave-if-struck", "leave_if_share": "--leave-if-share", "task": "task"}
+    "leave_if_struck": "--leave-if-struck", "leave_if_share": "--leave-if-share",
+    "delay": "--delay", "task": "task"}
 
 
 def check_replaceable(

@@ -54,6 +54,9 @@ _SECTIONS: Final[tuple[tuple[str, str, Struct, dict[str, str]], ...]] = (
         "deadline": "or so many seconds after training first began",
         "max_pause": "or when it had to pause for so many seconds because clients had gone",
         "round_seconds": "a synchronous round waits so many seconds for silent clients",
+        "reply_delay": "of 'asynchronous': messages are held back at random for up to so many "
+                       "seconds, so that nobody can single out an update by its time (0.5 is "
+                       "usual)",
     }),
     ("clients", "Who may take part.", Clients(), {
         "minimum": "training begins with so many active clients, and pauses below",

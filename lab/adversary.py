@@ -22,7 +22,7 @@ from accord.objective import OBJECTIVES
 from accord.task import Task, step_size
 from broker.landscape import contrast
 from client.dataset import Dataset
-from client.noise import clip_rows
+from client.noise import Release, clip_rows
 from client.trainer import Trainer
 
 _MARGIN: Final = 1e-6
@@ -92,7 +92,8 @@ def honest(
     noise. ``spend`` gives the number of the update, from 1."""
     if epsilon is None:
         return Noiseless(task, rows, labels, batch, spend)
-    return Trainer(task, Dataset(rows, labels, "", Path()), batch, epsilon, spend)
+    kind = Release(epsilon, batch, len(labels), task.dimension)
+    return Trainer(task, Dataset(rows, labels, "", Path()), kind, spend)
 
 
 @dataclass(slots=True)

@@ -35,8 +35,6 @@ from lab.tornet import TorNetwork
 POLL: Final = 0.5
 STOPPING: Final = 8.0
 """Seconds that a command has to end by itself when the demo is stopped."""
-HOSPITAL_BUDGET: Final = 5000.0
-"""No hospital stops early in the demo: the report states what was spent, whatever it is."""
 _CHILD: Final = """\
 import ctypes, os, runpy, signal, sys
 # Linux ends this process with its parent, even if that is killed (PR_SET_PDEATHSIG, prctl(2)).
@@ -55,9 +53,10 @@ class ClientView:
     """What is known of one hospital while the demo runs; from its own ``solve --json``."""
 
     name: str
-    epsilon: float
-    batch: int
+    budget: float
     min_clients: int
+    epsilon: float = 0.0
+    batch: int = 0
     state: str = ""
     updates: int = 0
     spent: float = 0.0
@@ -113,7 +112,7 @@ async def run(directory: Path, changed: Callable[[Demo], None]) -> Demo:
         Failed: when a command ended without saying why.
     """
     _clear(directory)
-    demo = Demo(directory, [ClientView(h.name, h.epsilon, h.batch, h.min_clients)
+    demo = Demo(directory, [ClientView(h.name, h.budget, h.min_clients)
                             for h in HOSPITALS])
     ticking = asyncio.create_task(_tick(lambda: changed(demo)))
     try:
@@ -180,8 +179,8 @@ async def _train(demo: Demo, network: TorNetwork) -> None:
             hospitals = [
                 await commands.enter_async_context(Command(
                     log, "join", demo.onion, "--json", "--solve", "--data",
-                    data / f"{view.name}.csv", "--epsilon", view.epsilon, "--batch", view.batch,
-                    "--min-clients", view.min_clients, "--budget", HOSPITAL_BUDGET,
+                    data / f"{view.name}.csv", "--budget", view.budget,
+                    "--min-clients", view.min_clients,
                     "--curator", str(told["curator"]), "--state", work / view.name,
                     "--output", work / f"{view.name}.safetensors", "--socks", clients_port))
                 for view in demo.clients
@@ -236,7 +235,10 @@ async def _follow(command: Command, view: ClientView) -> None:
             case "end":
                 view.end, view.state = event, str(event["outcome"])
                 view.updates, view.spent = int(event["updates"]), float(event["epsilon_total"])
-            case "joined" | "admitted" | "reconnecting" | "solving" as state:
+            case "joined":
+                view.epsilon, view.batch = float(event["epsilon"]), int(event["batch"])
+                view.state = "joined"
+            case "admitted" | "reconnecting" | "solving" as state:
                 view.state = str(state)
     await command.finish()
 
@@ -314,7 +316,8 @@ def _report(demo: Demo, parts: Split) -> None:
     rows, labels = model.task.data.encode(read_table(test), str(test))
     private = float(np.mean((rows @ model.weights > 0) != (labels > 0.5)))
     central, alone = baselines(parts)
-    fields = ("epsilon", "batch", "min_clients", "rows", "updates", "epsilon_total", "delta")
+    fields = ("epsilon", "batch", "min_clients", "rows", "updates", "epsilon_total", "guess",
+              "delta")
     demo.report = {
         "private_error": private,
         "central_error": central,
@@ -325,7 +328,8 @@ def _report(demo: Demo, parts: Split) -> None:
         "strikes": demo.status.strikes if demo.status else 0,
         "ended": model.ended,
         "clients": [
-            {"name": view.name} | {key: (view.end or {}).get(key) for key in fields}
+            {"name": view.name, "budget": view.budget}
+            | {key: (view.end or {}).get(key) for key in fields}
             for view in demo.clients
         ],
         "onion": demo.onion,

@@ -31,25 +31,23 @@ class Hospital:
 
     Attributes:
         name: of its files.
-        epsilon: privacy of one update.
-        batch: rows that each update is made of.
+        budget: the epsilon that it is willing to spend in all.
         min_clients: k.
     """
 
     name: str
-    epsilon: float
-    batch: int
+    budget: float
     min_clients: int
 
 
 HOSPITALS: Final = (
-    Hospital("hospital-1", 1, 50, 5),
-    Hospital("hospital-2", 2, 40, 3),
-    Hospital("hospital-3", 3, 30, 4),
-    Hospital("hospital-4", 4, 20, 2),
-    Hospital("hospital-5", 5, 10, 3),
+    Hospital("hospital-1", 2, 5),
+    Hospital("hospital-2", 3, 3),
+    Hospital("hospital-3", 4, 4),
+    Hospital("hospital-4", 6, 2),
+    Hospital("hospital-5", 8, 3),
 )
-"""From the most careful, which draws large batches with much noise, to the least."""
+"""From the most careful to the least; none of them names the noise, which their budgets buy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,7 @@ train one model; none of them shows its patients to anyone."""
 
 [training]
 mode = "asynchronous"
-step = 3.0
+step = 1.0
 schedule = "1/sqrt(t)"
 clip = 0.5
 max_updates = {UPDATES}

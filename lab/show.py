@@ -66,11 +66,12 @@ def clients_table(demo: Demo) -> Table:
     """The hospitals: what each asked for, has done and has spent."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("client")
-    for name in ("ε per update", "batch", "k", "updates", "ε spent"):
+    for name in ("k", "ε budget", "ε per update", "batch", "updates", "ε spent"):
         table.add_column(name, justify="right")
     table.add_column("state")
     for view in demo.clients:
-        table.add_row(view.name, f"{view.epsilon:g}", str(view.batch), str(view.min_clients),
+        noise = (f"{view.epsilon:.2g}", str(view.batch)) if view.batch else ("", "")
+        table.add_row(view.name, str(view.min_clients), f"{view.budget:g}", *noise,
                       str(view.updates), f"{view.spent:.1f}", Text(view.state))
     return table
 
@@ -88,16 +89,18 @@ def report(demo: Demo) -> RenderableType:
         errors.add_row(f"{client['name']} alone, no privacy", f"{error:.1%}")
     privacy = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     privacy.add_column("privacy spent")
-    for name in ("ε per update", "batch of rows", "updates", "total ε", "at δ"):
+    for name in ("budget ε", "ε per update", "batch of rows", "updates", "total ε", "at δ",
+                 "best guess"):
         privacy.add_column(name, justify="right")
     for client in told["clients"]:
         privacy.add_row(
-            client["name"], f"{client['epsilon']:g}", f"{client['batch']} of {client['rows']}",
+            client["name"], f"{client['budget']:g}", f"{client['epsilon']:.2g}",
+            f"{client['batch']} of {client['rows']}",
             str(client["updates"]), f"[bold]{client['epsilon_total']:.1f}[/]",
-            f"{client['delta']:g}")
+            f"{client['delta']:g}", f"{client['guess']:.0%}")
     caveat = Text(
-        "Totals are composed as pure ε-DP, the bound that holds for any noise. A total far above "
-        "10 promises little: fewer updates, smaller ε or smaller batches cost less.",
+        "Best guess: how often somebody is right at most who knows all of a hospital's rows but "
+        "one, sees all that it sent, and says which of two that one is. A coin: 50 %.",
         style="dim", overflow="fold")
     times = " · ".join(f"{name} {seconds:.1f} s" for name, seconds in told["seconds"].items())
     files = Table.grid(padding=(0, 2))

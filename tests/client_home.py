@@ -72,7 +72,7 @@ class Person:
                           broker.task.dimension)
         with self.ledger() as ledger:
             budget = Budget(ledger, task_id(session.task), release, session.budget, session.delta)
-            trainer = Trainer(broker.task, self.data, session.batch, session.epsilon, budget.spend)
+            trainer = Trainer(broker.task, self.data, release, budget.spend)
             agent = Agent(way, self.path, session, trainer, ledger, lambda: budget.remaining > 0,
                           self.events.append, wait=self.wait, pace=self.pace)  # type: ignore[arg-type]
             return await agent.run()

@@ -173,6 +173,7 @@ def test_the_id_names_the_task_and_its_curator() -> None:
 # -- with and without a validation set -------------------------------------------------------
 WITHOUT = Validation(test="none", screen="none")
 ROBUST = Training(mode="synchronous", aggregate="median")
+SET = Validation(digest="0" * 64)
 
 
 @pytest.mark.parametrize(("training", "validation", "needed"), [
@@ -209,6 +210,24 @@ def test_what_a_task_needs_a_validation_set_for(
 def test_a_rule_for_rounds_needs_rounds(aggregate: str) -> None:
     with pytest.raises(ValueError, match="needs 'mode' = 'synchronous'"):
         Training(aggregate=aggregate)  # type: ignore[arg-type]
+
+
+def test_a_delay_is_for_updates_that_have_an_order_and_leaves_room_for_signs_of_life() -> None:
+    delayed = Training(reply_delay=0.5)
+    assert open_task(sign(task(training=delayed, validation=SET), KEY), "here").training == delayed
+    with pytest.raises(ValueError, match="needs 'mode' = 'asynchronous'"):
+        Training(mode="synchronous", reply_delay=0.5)
+    Training(mode="synchronous", reply_delay=0.0)
+    task(training=Training(reply_delay=10.0), clients=Clients(silence=20.0))
+    with pytest.raises(ValueError, match="above half of 'silence'"):
+        task(training=Training(reply_delay=10.0), clients=Clients(silence=19.9))
+
+
+@pytest.mark.parametrize("delay", [-0.1, 10.1, float("nan"), float("inf")])
+def test_a_delay_that_is_none(delay: float) -> None:
+    raw = json.loads(canonical(task()))
+    raw["training"]["reply_delay"] = delay
+    assert refusal(signed_raw(compact(raw))).kind is MALFORMED
 
 
 @pytest.mark.parametrize("digest", ["ab", "AB" * 32, "ab" * 32 + "\n", "ab" * 33, "xy" * 32])

@@ -47,7 +47,8 @@ def test_from_join_to_predict(world: World) -> None:
     told = joined.stderr
     for part in ("Who pays?", "A task of the tests.", CURATOR.public_key().public_bytes_raw().hex(),
                  "age", "0 ... 120", "north | south", "in years", "(the answer)",
-                 "10 updates", "One update costs", "all 10 updates of this training",
+                 "10 updates", "One update costs", "if training goes as",
+                 "Meaning     Protection of each row:",
                  "Validation  the curator's set, with the digest 5ea1d0c35ea1d0c3...",
                  "Judged      Your updates are scored", "after 3 strikes, when",
                  "At worst    If that set is junk", "--leave-if-struck", "--leave-if-share",
@@ -67,8 +68,9 @@ def test_from_join_to_predict(world: World) -> None:
         "admitted", "waiting"]
     assert {"event": "waiting", "why": "too-few-clients", "have": 1, "need": 2} in events
     end = events[-1]
-    assert set(end) == {"event", "outcome", "updates", "epsilon_total", "delta", "epsilon", "batch",
-                        "rows", "min_clients", "model", "seconds", "strikes", "struck", "judged"}
+    assert set(end) == {"event", "outcome", "updates", "epsilon_total", "guess", "noise", "delta",
+                        "epsilon", "batch", "rows", "min_clients", "model", "seconds",
+                        "strikes", "struck", "judged"}
     assert (end["event"], end["outcome"], end["updates"]) == ("end", "published", 5)
     assert (end["epsilon"], end["batch"], end["rows"], end["min_clients"]) == (1.0, 50, 211, 2)
     assert end["model"] == str(world.model) and 0 < end["epsilon_total"] < 8  # type: ignore[operator]
@@ -255,7 +257,7 @@ def test_wrong_data(world: World, name: str) -> None:
     path = world.home / "other.csv"
     if content is not None:
         path.write_text(content)
-    refused(world.join("--data", path, "--json"), 3, code)
+    refused(world.join("--data", path, "--batch", 50, "--json"), 3, code)
     assert bool(world.broker.heard) == needs_task
     untouched(world)
 

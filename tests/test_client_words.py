@@ -47,22 +47,22 @@ def words_of_price(budget: float, **training: object) -> str:
 def test_the_price_is_that_of_the_training_that_is_offered() -> None:
     told = words_of_price(8.0, max_updates=100)
     assert "One update costs epsilon 0.017 (after sampling)." in told
-    assert "If you alone made all 100 updates of this training, it would cost" in told
-    assert "your budget of 8 at delta 1e-06 would buy" in told
+    assert "Your budget of 8 at delta 1e-06 buys" in told
+    assert "updates of yours; if training goes as planned, it takes 100, and costs 0." in told
     # Every answer is applied: none is a check that costs epsilon besides.
     assert "come on top" not in told
     assert "difficulty 4, 1 s of work" in told
 
 
 def test_a_budget_that_does_not_buy_the_training() -> None:
-    told = words_of_price(1.0, max_updates=100_000)
+    told = words_of_price(1.0, max_updates=1_000_000)
     assert "Your budget of 1 at delta 1e-06 buys" in told
-    assert "of the at most 100,000 updates of this training." in told
+    assert "it takes 1,000,000, and stops you before." in told
 
 
 def test_the_price_of_rounds() -> None:
     told = words_of_price(8.0, max_updates=100, mode="synchronous")
-    assert "All 100 rounds of this training would cost" in told
+    assert "rounds of yours; if training goes as planned, it takes 100, and costs" in told
 
 
 DIGEST = "5ea1d0c3" * 8
@@ -144,11 +144,11 @@ def test_the_digest_of_the_set_is_shown() -> None:
 
 
 def test_loud_noise_is_said_before_joining() -> None:
-    # 2 * 24 / (0.1 * 10) = 48 times the longest mean gradient.
+    # 2 * sqrt(24 * 25) / (0.1 * 10) = 49 times the longest mean gradient.
     loud = about_noise(Release(0.1, 10, 60, 24))
     assert loud is not None
     told = " ".join(loud.split())
-    assert "about 48 times" in told and "--batch" in told and "--epsilon" in told
+    assert "about 49 times" in told and "--batch" in told and "--epsilon" in told
     assert about_noise(Release(1.0, 50, 60, 24)) is None
 
 

@@ -33,7 +33,8 @@ from accord.task import Clients, Puzzles, Training, Validation, commitment, sign
 from broker.brokerage import Brokerage
 from broker.page import status_page
 from broker.store import Store
-from client.budget import Ledger, epsilon_total
+from client.accounting import epsilon_total
+from client.budget import Ledger
 from client.dataset import Dataset, load
 from client.events import Struck
 from client.noise import Release
@@ -200,7 +201,7 @@ class Party:
                 return ledger.spend(name, self.release)
 
             trainer = Trainer(task, Dataset(rows[mine], labels[mine], "", Path()),
-                              config.batch, 1.0, spend)
+                              self.release, spend)
             token = self.brokerage.join(Join(self.brokerage.puzzle(0.0).lock, b"", 1), 0.0).token
             talk = Conversation("x.onion", token, task.dimension, 64, lambda: True, Pace(),
                                 task.clients.silence, wish)

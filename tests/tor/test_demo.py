@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from accord.model_file import read_model
-from client.budget import epsilon_total
+from client.accounting import epsilon_total
 from client.noise import Release
 
 DEMO = [sys.executable, "-m", "tormentor", "lab", "demo", "--directory"]

@@ -1,0 +1,158 @@
+"""``tormentor budget``: what releases cost, without any data; and what a file has spent."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import click
+
+from accord.console import command, json_option, result, state_option
+from accord.words import number, wrapped
+from client.accounting import (
+    affordable,
+    affordable_epsilon,
+    best_guess,
+    epsilon_total,
+    pure_total,
+)
+from client.budget import Ledger
+from client.dataset import fingerprint
+from client.meaning import in_words
+from client.noise import Mechanism, Release
+from client.wishes import check_noise, option_problem
+
+noise_option = click.option(
+    "--noise", type=click.Choice(["laplace", "gaussian"]), default="laplace", show_default=True,
+    help="The law of the noise. Laplace: each update by itself keeps its epsilon, without any "
+    "delta.")
+
+
+@click.command()
+@click.option("--epsilon", type=float, metavar="E",
+              help="Privacy of one update, for the rows drawn for it.")
+@click.option("--budget", "limit", type=float, metavar="B",
+              help="Epsilon in all: without --epsilon, how little noise it buys; with it, how "
+              "many updates.")
+@click.option("--updates", type=int, metavar="T", help="How many updates are sent.")
+@click.option("--batch", type=int, help="Rows drawn per update.")
+@click.option("--rows", type=int, metavar="N", help="Rows in the file.")
+@click.option("--features", type=int, metavar="D", help="Numbers in the model: its weights.")
+@click.option("--delta", type=float, default=1e-6, show_default=True,
+              help="Chance at which the promise may fail.")
+@noise_option
+@click.option("--data", type=click.Path(path_type=Path), metavar="FILE",
+              help="Instead: say what this file has spent, in all trainings.")
+@click.option("--ledger", type=click.Path(file_okay=False, path_type=Path), metavar="DIRECTORY",
+              help="Where the privacy ledgers are kept.  [STATE/ledgers]")
+@state_option
+@json_option
+@command
+async def budget(
+    epsilon: float | None, limit: float | None, updates: int | None, batch: int | None,
+    rows: int | None, features: int | None, delta: float, noise: Mechanism, data: Path | None,
+    ledger: Path | None, state: Path, as_json: bool,
+) -> None:
+    """Reckon what updates cost in privacy, or what a file has spent. Nothing is sent.
+
+    \b
+    Examples:
+      tormentor budget --epsilon 1 --batch 10 --rows 2100 --features 24 --updates 4000
+      tormentor budget --budget 2 --updates 4000 --batch 500 --rows 2100 --features 24
+      tormentor budget --budget 2 --epsilon 1 --batch 50 --rows 2100 --features 24
+      tormentor budget --data mine.csv
+    """
+    check_noise(epsilon, limit, delta, noise)
+    if data is not None:
+        for name, value in (("--epsilon", epsilon), ("--budget", limit), ("--updates", updates),
+                            ("--batch", batch), ("--rows", rows), ("--features", features)):
+            if value is not None:
+                raise option_problem(name, "means nothing beside --data")
+        told, words = await asyncio.to_thread(_spent, data, ledger or state / "ledgers", delta)
+    else:
+        told, words = await asyncio.to_thread(
+            _price, epsilon, limit, updates, batch, rows, features, delta, noise)
+    result(told, as_json, words)
+
+
+def _price(
+    epsilon: float | None, limit: float | None, updates: int | None, batch: int | None,
+    rows: int | None, features: int | None, delta: float, noise: Mechanism,
+) -> tuple[dict[str, Any], str]:
+    """What is said of releases that are to be, for a machine and for a person."""
+    if batch is None or rows is None or features is None:
+        raise option_problem("--batch, --rows and --features", "are all needed (or --data)")
+    for name, count in (("--batch", batch), ("--features", features), ("--updates", updates)):
+        if count is not None and count < 1:
+            raise option_problem(name, f"must be at least 1, not {count}")
+    if batch > rows:
+        raise option_problem("--batch", f"is {batch:,} and there are {rows:,} rows")
+    own = delta if noise == "gaussian" else 0.0
+    if epsilon is None:
+        if limit is None or updates is None:
+            raise option_problem("--epsilon", "is needed, or --budget and --updates")
+        epsilon = affordable_epsilon(limit, delta, updates, batch, rows, features, noise)
+        kind = Release(epsilon, batch, rows, features, noise, own)
+    else:
+        kind = Release(epsilon, batch, rows, features, noise, own)
+        if updates is None:
+            if limit is None:
+                raise option_problem("--updates", "is needed, or --budget")
+            updates = affordable(kind, limit, delta)
+    total = epsilon_total({kind: updates}, delta)
+    guess = best_guess({kind: updates}, delta)
+    told: dict[str, Any] = {
+        "epsilon": epsilon, "noise": noise, "batch": batch, "rows": rows, "features": features,
+        "updates": updates, "delta": delta, "budget": limit, "noise_ratio": kind.noise_ratio,
+        "epsilon_update": kind.amplified if noise == "laplace" else None,
+        "epsilon_total": total, "guess": guess,
+        "epsilon_total_pure": _or_none(pure_total({kind: updates}, delta)),
+        "epsilon_sum": kind.amplified * updates if noise == "laplace" else None,
+    }
+    lines = [
+        f"{updates:,} updates with {noise.capitalize()} noise of epsilon {number(epsilon)} each, "
+        f"for {batch:,} rows drawn out of {rows:,}, of {features:,} numbers:",
+        f"Total      epsilon {number(total)} at delta {delta:g}",
+    ]
+    if noise == "laplace":
+        lines.append(
+            f"Otherwise  {number(pure_total({kind: updates}, delta))}, were nothing known of the "
+            f"noise but its epsilon; {number(kind.amplified * updates)} by plain summing")
+    lines.append(f"Noise      about {number(kind.noise_ratio)} times as long as the most that the "
+                 "rows can say in one update")
+    if limit is not None and total > limit:
+        lines.append(f"Beyond     your budget of {number(limit)}, which buys "
+                     f"{affordable(kind, limit, delta):,} updates")
+    facts = [wrapped(line, 0 if not i else 11) for i, line in enumerate(lines)]
+    return told, "\n".join([*facts, "", *map(wrapped, in_words(total, delta, guess, rows))])
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if value < float("inf") else None
+
+
+def _spent(data: Path, ledgers: Path, delta: float) -> tuple[dict[str, Any], str]:
+    """What is said of a file's ledger, for a machine and for a person."""
+    name = fingerprint(data)
+    if not (ledgers / f"{name}.ledger").exists():
+        told: dict[str, Any] = {"data": str(data), "ledger": None, "updates": 0,
+                                "epsilon_total": 0.0, "guess": 0.5, "delta": delta, "tasks": []}
+        return told, wrapped(f"Nothing was ever sent of {data}, as far as {ledgers} knows.")
+    with Ledger(ledgers, name) as book:
+        counts = book.counts()
+        tasks = [(task, book.count(task), book.total(delta, task)) for task in book.tasks()]
+    total, guess = epsilon_total(counts, delta), best_guess(counts, delta)
+    told = {
+        "data": str(data), "ledger": str(ledgers / f"{name}.ledger"),
+        "updates": sum(counts.values()), "epsilon_total": total, "guess": guess, "delta": delta,
+        "tasks": [{"task": task, "updates": count, "epsilon": cost} for task, count, cost in tasks],
+    }
+    lines = [f"{data} has paid for {sum(counts.values()):,} updates in all, which come to epsilon "
+             f"{number(total)} at delta {delta:g}:"]
+    lines += [f"  {task[:16]}...  {count:>9,} updates, epsilon {number(cost)} by themselves"
+              for task, count, cost in tasks]
+    rows = max((kind.rows for kind in counts), default=1)
+    lines += ["", *in_words(total, delta, guess, rows)]
+    return told, "\n".join(wrapped(line) for line in lines)

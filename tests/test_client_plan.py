@@ -1,0 +1,193 @@
+"""From a total to noise, and back to words: what ``join`` chooses and ``budget`` says."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from click.testing import CliRunner
+from client_home import World, a_world, lines, refused, world_free
+from client_world import ONION, make_task
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accord.problems import BUDGET_SMALL, Problem
+from accord.task import Clients, Training
+from client.accounting import best_guess, delta_total, epsilon_total
+from client.meaning import certainty, in_words, percent, strength
+from client.noise import Release
+from client.plan import advised_batch, expected_updates, plan
+from client.session import load_session
+from tormentor import main
+
+
+@pytest.fixture
+def world(tmp_path):
+    with a_world(tmp_path) as it:
+        yield it
+
+
+def budget(*words: object) -> tuple[int, dict[str, object], str]:
+    told = CliRunner().invoke(main, ["budget", *map(str, words), "--json"])
+    return told.exit_code, json.loads(told.stdout), told.output
+
+
+# -- what is chosen ---------------------------------------------------------------------------
+
+
+def test_the_share_of_a_training() -> None:
+    own_pace = make_task(training=Training(max_updates=1000), clients=Clients(minimum=4))
+    assert expected_updates(own_pace, 2) == 375
+    assert expected_updates(own_pace, 7) == math.ceil(1500 / 7)
+    alone = make_task(training=Training(max_updates=1000), clients=Clients(minimum=1))
+    assert expected_updates(alone, 1) == 1000
+    rounds = make_task(training=Training(mode="synchronous", max_updates=60))
+    assert expected_updates(rounds, 9) == 60
+
+
+@given(st.integers(1, 10**7))
+def test_the_advised_batch_is_never_more_than_there_is(rows: int) -> None:
+    assert 1 <= advised_batch(rows) <= rows
+    assert advised_batch(rows) == rows or advised_batch(rows) >= 50
+
+
+@pytest.mark.parametrize("noise", ["laplace", "gaussian"])
+def test_a_total_buys_the_least_noise_that_keeps_it(noise) -> None:
+    task = make_task(training=Training(max_updates=600))
+    kind = plan(task, 1000, 3, 1.5, 1e-6, noise)
+    assert (kind.batch, kind.rows, kind.dimension) == (250, 1000, task.dimension)
+    assert kind.mechanism == noise
+    assert epsilon_total({kind: 300}, 1e-6) <= 1.5
+    more = Release(kind.epsilon * 1.011, 250, 1000, task.dimension, noise, kind.delta)
+    assert epsilon_total({more: 300}, 1e-6) > 1.5
+
+
+def test_what_was_spent_before_leaves_less() -> None:
+    task = make_task(training=Training(max_updates=600))
+    fresh = plan(task, 1000, 3, 1.5, 1e-6, "laplace")
+    spent = {Release(0.5, 100, 1000, task.dimension): 20}
+    later = plan(task, 1000, 3, 1.5, 1e-6, "laplace", already=spent)
+    assert later.epsilon < fresh.epsilon
+    assert epsilon_total({**spent, later: 300}, 1e-6) <= 1.5
+    with pytest.raises(Problem) as refusal:
+        plan(task, 1000, 3, 0.1, 1e-6, "laplace", already=spent)
+    assert refusal.value.kind is BUDGET_SMALL and "300 updates" in refusal.value.sentence
+
+
+def test_what_is_typed_is_taken() -> None:
+    kind = plan(make_task(), 100, 2, 2.0, 1e-5, "gaussian", epsilon=0.7, batch=30)
+    assert kind == Release(0.7, 30, 100, make_task().dimension, "gaussian", 1e-5)
+
+
+# -- what it means ----------------------------------------------------------------------------
+
+
+def test_the_best_guess_of_one_release_is_exact() -> None:
+    # In one dimension, by the Laplace distribution: total variation 1 - exp(-epsilon / 2).
+    for epsilon in (0.1, 1.0, 4.0):
+        found = best_guess({Release(epsilon, 1, 1, 1): 1}, 1e-6)
+        assert found == pytest.approx(1 - math.exp(-epsilon / 2) / 2, abs=1e-6)
+    assert best_guess({}, 1e-6) == 0.5
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(0.01, 20), st.integers(1, 60), st.integers(1, 200), st.integers(0, 1))
+def test_the_best_guess_is_between_a_coin_and_certainty(epsilon, dimension, times, which) -> None:
+    kind = Release(epsilon, 5, 20, dimension, ("laplace", "gaussian")[which], (0.0, 1e-6)[which])
+    guess = best_guess({kind: times}, 1e-6)
+    total = epsilon_total({kind: times}, 1e-6)
+    assert 0.5 <= guess <= min(1.0, certainty(total) + 1e-6)
+    assert guess <= (1 + delta_total({kind: times}, 0.0)) / 2
+    assert best_guess({kind: times + 1}, 1e-6) >= guess - 1e-9
+
+
+def test_bounds_are_rounded_up() -> None:
+    assert percent(0.5) == "50 %" and percent(0.501) == "51 %" and percent(0.99) == "99 %"
+    assert percent(0.9911) == "99.2 %" and percent(0.9995) == "more than 99.9 %"
+    assert [strength(e) for e in (0.0, 1.0, 1.1, 3.5, 9, math.inf)] == [
+        "strong", "strong", "fair", "weak", "next to none", "next to none"]
+
+
+def test_words_say_what_to_do() -> None:
+    good = " ".join(in_words(0.5, 1e-6, 0.53, 100))
+    assert "53 % of the time" in good and "63 % sure" in good and "one in 1,000,000" in good
+    assert "--budget" not in good and "--delta" not in good
+    bad = " ".join(in_words(12.0, 0.01, 0.99, 10_000))
+    assert "next to none" in bad and "smaller --budget" in bad and "smaller --delta" in bad
+    assert "more than 99.9 %" in bad
+
+
+# -- the commands -----------------------------------------------------------------------------
+
+
+def test_budget_answers_without_any_data() -> None:
+    status, told, _ = budget("--epsilon", 1, "--batch", 10, "--rows", 2100, "--features", 24,
+                             "--updates", 4000, "--delta", 1e-6)
+    assert status == 0
+    assert told["epsilon_total"] == pytest.approx(0.2576, abs=2e-4)
+    assert told["epsilon_total_pure"] == pytest.approx(2.3293, abs=1e-3)
+    assert told["epsilon_sum"] == pytest.approx(32.6, abs=0.05)
+    assert told["guess"] == pytest.approx(0.5133, abs=1e-4)
+    words = CliRunner().invoke(main, [
+        "budget", "--epsilon", "1", "--batch", "10", "--rows", "2100", "--features", "24",
+        "--updates", "4000"])
+    assert words.exit_code == 0
+    assert "Total      epsilon 0.258 at delta 1e-06" in words.stdout
+    assert "52 % of the time" in " ".join(words.stdout.split())
+
+
+def test_budget_says_what_a_total_buys() -> None:
+    shape = ("--batch", 50, "--rows", 1000, "--features", 10)
+    status, told, _ = budget("--budget", 1, "--updates", 300, *shape)
+    assert status == 0 and told["epsilon_total"] <= 1 < 1.02 * told["epsilon_total"]
+    status, back, _ = budget("--budget", 1, "--epsilon", told["epsilon"], *shape)
+    assert status == 0 and 300 <= back["updates"] < 320
+    status, told, _ = budget("--budget", 1, "--updates", 300, *shape, "--noise", "gaussian")
+    assert status == 0 and told["epsilon_total"] <= 1 and told["epsilon_total_pure"] is None
+
+
+@pytest.mark.parametrize("words", [
+    "--epsilon 1 --updates 3", "--batch 10 --rows 100 --features 3",
+    "--epsilon 1 --batch 10 --rows 100 --features 3",
+    "--epsilon 1 --batch 200 --rows 100 --features 3 --updates 3",
+    "--epsilon 0 --batch 1 --rows 100 --features 3 --updates 3",
+    "--epsilon 1 --batch 1 --rows 100 --features 0 --updates 3",
+    "--epsilon 101 --noise gaussian --batch 1 --rows 100 --features 4 --updates 3",
+    "--epsilon 1 --noise gaussian --delta 1e-40 --batch 1 --rows 9 --features 4 --updates 3",
+    "--data x.csv --rows 3"])
+def test_budget_refuses_what_means_nothing(words: str) -> None:
+    status, told, _ = budget(*words.split())
+    assert status == 2 and told["error"] == "bad-option"
+
+
+def test_join_needs_no_epsilon_and_budget_says_what_was_spent(world: World) -> None:
+    joined = world.run("join", ONION, "--data", world.data, "--min-clients", 2,
+                       "--output", world.model, "--budget", 0.8, "--noise", "gaussian", "--json")
+    assert joined.exit_code == 0, joined.output
+    told = json.loads(joined.stdout)
+    assert told["epsilon_expected"] <= 0.8 and told["updates"] >= told["updates_expected"] == 8
+    assert (told["noise"], told["batch"], told["epsilon_update"]) == ("gaussian", 52, None)
+    session = load_session(world.session)
+    assert session.noise == "gaussian" and session.epsilon == told["epsilon"]
+    # The same command once more keeps what was chosen, also when some of it is spent.
+    again = world.run("join", ONION, "--data", world.data, "--min-clients", 2, "--output",
+                      world.model, "--budget", 0.8, "--noise", "gaussian", "--json")
+    assert again.exit_code == 0 and load_session(world.session).epsilon == told["epsilon"]
+    nothing = world_free("budget", "--data", world.data, "--state", world.home / "state", "--json")
+    assert json.loads(nothing.stdout)["updates"] == 0
+
+    solved = world.run("solve", "--json")
+    assert solved.exit_code == 0, solved.output
+    end = lines(solved.stdout)[-1]
+    spent = world_free("budget", "--data", world.data, "--state", world.home / "state", "--json")
+    assert spent.exit_code == 0, spent.output
+    book = json.loads(spent.stdout)
+    assert book["updates"] == end["updates"] and book["epsilon_total"] == end["epsilon_total"]
+    assert [t["updates"] for t in book["tasks"]] == [end["updates"]]
+    words = world_free("budget", "--data", world.data, "--state", world.home / "state")
+    assert "Protection of each row: strong" in words.stdout
+
+
+def test_epsilon_and_updates_exclude_each_other(world: World) -> None:
+    refused(world.join("--updates", 7, "--json"), 2, "bad-option")
