@@ -44,8 +44,10 @@ releases at delta = 1e-9 by up to 3e-4 of epsilon, in one transform.)"""
 
 _POINTS: Final = 1 << 17  # lattice points that a composition of laws may take, roughly
 _FINE: Final = 256  # lattice points in the spread of one release's loss, where so many are few
+_HELD: Final = 1 << 16  # lattice points that one release's loss may take
 _TAIL: Final = 1e-17  # mass cut off at each transform; the library counts it as infinite loss
 _LARGE_EPSILON: Final = 500.0  # beyond, exp() overflows in the library and the sum is as good
+_SMALL_EPSILON: Final = 1e-12  # below, the sum is nothing anyway
 
 _Counts = tuple[tuple[Release, int], ...]
 
@@ -114,8 +116,8 @@ def affordable(
     first = total(1)
     if first > budget or most < 1:
         left = max(0.0, budget - epsilon_total(before, delta))
-        raise Problem(BUDGET_SMALL, what="One update alone", first=number(first),
-                      left=number(left))
+        one = epsilon_total({release: 1}, delta)
+        raise Problem(BUDGET_SMALL, what="One update alone", first=number(one), left=number(left))
     if total(most) <= budget:
         return most
     enough, beyond = 1, most
@@ -252,9 +254,11 @@ def _tight(kinds: _Counts, delta: float) -> float:
 
 
 def _reaches(kinds: _Counts) -> bool:
-    """Whether losses can be composed: neither too many nor too large."""
+    """Whether losses can be composed: neither too many nor too large, nor beyond all measure."""
     return sum(count for _, count in kinds) <= MAX_RELEASES and all(
-        dominating(release).losses[-1] <= _LARGE_EPSILON for release, _ in kinds)
+        release.epsilon >= _SMALL_EPSILON and (
+            release.mechanism == "gaussian" or release.epsilon <= _LARGE_EPSILON)
+        and dominating(release).losses[-1] <= _LARGE_EPSILON for release, _ in kinds)
 
 
 @lru_cache(maxsize=4)
@@ -267,7 +271,10 @@ def _composed(kinds: _Counts) -> tuple[Any, float]:
     laws = [(dominating(release), count) for release, count in kinds]
     most = math.fsum(count * float(law.losses[-1]) for law, count in laws)
     square = math.fsum(count * law.spread**2 for law, count in laws)
-    interval = _interval(square, most, max(law.spread for law, _ in laws))
+    # Of each kind: as fine as it takes, and no finer than one release's law can be held.
+    enough = max(max(law.spread / _FINE, float(law.losses[-1] - law.losses[0]) / _HELD)
+                 for law, _ in laws)
+    interval = _interval(square, most, enough)
     whole: Any = None
     # The library's Chernoff bounds overflow at some orders, and it passes over those.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -309,19 +316,19 @@ def _pure(counts: tuple[tuple[float, int], ...], delta: float) -> float:
         return _solve(whole, interval, delta - FFT_ERROR, plain)
 
 
-def _interval(square: float, most: float, spread: float) -> float:
+def _interval(square: float, most: float, enough: float) -> float:
     """Spacing of the lattice of losses.
 
     Args:
         square: sum of all releases' mean square losses.
         most: the largest loss of all together.
-        spread: the largest root mean square loss of a release; a small part of it is fine enough.
+        enough: no finer than this.
     """
     # The sum of the losses stays within 9 standard deviations but for 1e-17 or so. Powers of two
     # make every lattice a part of the next finer one, and more releases never make it finer;
     # hence more releases never make the total smaller.
     reach = min(most, 9 * math.sqrt(square))
-    return 2.0 ** math.ceil(math.log2(max(2 * reach / _POINTS, spread / _FINE)))
+    return 2.0 ** math.ceil(math.log2(max(2 * reach / _POINTS, enough)))
 
 
 def _power(one: Any, times: int) -> Any:

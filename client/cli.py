@@ -97,7 +97,8 @@ _wait_option = click.option(
 @click.option("--epsilon", type=float, metavar="E",
               help="Privacy of one update, for the rows drawn for it, instead of --updates.  "
               "[the largest that the budget buys]")
-@click.option("--batch", type=int, help="Rows drawn per update.  [a quarter, at least 50]")
+@click.option("--batch", type=int, help="Rows drawn per update.  "
+              "[all; 50 with --epsilon]")
 @noise_option
 @click.option("--curator", metavar="HEX", help="Join only what this curator's key has signed.")
 @click.option("--session", "session_path", type=click.Path(dir_okay=False, path_type=Path),

@@ -1,10 +1,12 @@
 """From what a person wishes to what is released: batch, epsilon, and for how many updates. Pure.
 
 Whoever names a total (``--budget``) and nothing else gets the least noise that it buys. At an equal
-total the batch hardly changes the noise of a mean, as the total grows about as ``(b / n) epsilon``
-and the noise falls as ``1 / (b epsilon)``; but larger batches leave less chance in which rows are
-drawn, and keep each update's epsilon small, where accounting is at its best. So the batch is large.
-``tormentor experiment utility`` measures it.
+total the batch hardly changes the noise of a mean while each update's epsilon is small, as the
+total grows about as ``(b / n) epsilon`` and the noise falls as ``1 / (b epsilon)``; with a larger
+epsilon small batches are noisier, and in any case they leave to chance which rows are drawn. So all
+rows are in each batch: ``tormentor experiment utility`` measures that nothing else is better by
+more than can be told. Whoever names the epsilon of an update pays for larger batches with a larger
+total, and gets a small one.
 """
 
 from __future__ import annotations
@@ -17,15 +19,21 @@ from accord.task import Task
 from client.accounting import affordable_epsilon
 from client.noise import Mechanism, Release
 
-LEAST_BATCH: Final = 50
-"""Batches smaller than this are advised to nobody who has so many rows."""
-
+MOST_BATCH: Final = 10_000
+"""Larger batches are advised to nobody, for the time that they take."""
+SMALL_BATCH: Final = 50
+"""Advised where the epsilon of one update is named."""
 _FASTER: Final = 1.5
 
 
-def advised_batch(rows: int) -> int:
-    """How many rows to draw for an update, out of so many."""
-    return min(rows, max(LEAST_BATCH, rows // 4))
+def advised_batch(rows: int, *, fixed_epsilon: bool) -> int:
+    """How many rows to draw for an update, out of so many.
+
+    Args:
+        rows: of the person.
+        fixed_epsilon: the person named the epsilon of one update, not a total.
+    """
+    return min(rows, SMALL_BATCH if fixed_epsilon else MOST_BATCH)
 
 
 def expected_updates(task: Task, min_clients: int) -> int:
@@ -62,7 +70,7 @@ def plan(
         Problem: ``BUDGET_SMALL``.
         ValueError: as :class:`client.noise.Release`.
     """
-    batch = advised_batch(rows) if batch is None else batch
+    batch = advised_batch(rows, fixed_epsilon=epsilon is not None) if batch is None else batch
     if epsilon is None:
         updates = expected_updates(task, min_clients) if updates is None else updates
         epsilon = affordable_epsilon(

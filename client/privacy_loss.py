@@ -46,10 +46,10 @@ from client.noise import Floats, Release
 PANELS: Final = 4096
 """Pieces into which the losses above 0 are cut."""
 SLACK: Final = 1e-20
-"""Counted as an infinite loss at each release, for the tails beyond the pieces (below 1e-33)."""
+"""Counted as an infinite loss at each release, for the tails beyond the pieces (below 1e-21)."""
 
 _NODES: Final = 8  # Gauss-Legendre points in each piece
-_DEPTH: Final = 80.0  # a density exp(-80) of its maximum is none
+_DEPTH: Final = 50.0  # a density exp(-50) of its maximum is none
 _GRID: Final = 1 << 15  # points that look for where the density is
 
 
@@ -138,14 +138,17 @@ def split(losses: Floats, masses: Floats, low: Floats, high: Floats) -> tuple[Fl
 
     Args:
         losses: between ``low`` and ``high``; masses: of the same shape.
-        low, high: the ends, ``low < high``.
+        low, high: the ends, ``low <= high``.
 
     Returns:
         What goes to ``low`` and what goes to ``high``, each of the shape of ``masses``.
     """
-    width = high - low
-    to_low = masses * (np.expm1(high - losses) / np.expm1(width))
-    to_high = masses * (np.expm1(low - losses) / np.expm1(-width))
+    # A piece of no width (losses so far below 0 that sampling makes them one) is one end.
+    flat = high <= low
+    width = np.where(flat, 1.0, high - low)
+    inside = np.clip(losses, low, high)
+    to_high = np.where(flat, 0.0, masses * (np.expm1(low - inside) / np.expm1(-width)))
+    to_low = np.where(flat, masses, masses * (np.expm1(high - inside) / np.expm1(width)))
     return to_low, to_high
 
 
@@ -205,16 +208,17 @@ def _pieces(release: Release, least: float) -> tuple[Floats, Floats, Floats, Flo
     p, q = weighed * np.exp(log_p(at) - peak), weighed * np.exp(log_p(-at) - peak)
     # P above 0 and Q above 0 make 1 together, as Q above 0 is P below it.
     above = ends[:-1] >= 0
-    total = float((p + q)[above].sum()) / (1 - _atoms(release))
+    total = float((p + q)[above].sum()) / _continuous(release)
     p, q = p / total, q / total
     return sampled(base, share), (1 - share) * q + share * p, q, sampled(scale(ends), share)
 
 
-def _atoms(release: Release) -> float:
-    """Probability of the largest loss under P and Q together; one dimension alone has it."""
+def _continuous(release: Release) -> float:
+    """Probability that the loss is above 0 under P or under Q, but for the largest loss, which
+    has a probability of its own in one dimension alone: 1 - 1/2 - exp(-epsilon) / 2."""
     if release.mechanism == "laplace" and release.dimension == 1:
-        return 0.5 + 0.5 * math.exp(-release.epsilon)
-    return 0.0
+        return -0.5 * math.expm1(-release.epsilon)
+    return 1.0
 
 
 def _density(

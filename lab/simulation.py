@@ -155,6 +155,11 @@ class Simulation:
             self.clients.append(client)
             self._at(each.rng.uniform(0, _ARRIVAL), client, None)
 
+    @property
+    def weights(self) -> np.ndarray:
+        """The model at the end, float64 (d,), after :meth:`run`."""
+        return self._weights
+
     # -- events --------------------------------------------------------------------------------
 
     def _at(self, when: float, client: _Client, message: Message | None) -> None:

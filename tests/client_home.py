@@ -125,7 +125,7 @@ class World:
 
     def join(self, *more: object) -> Result:
         return self.run("join", ONION, "--data", self.data, "--epsilon", 1, "--min-clients", 2,
-                        "--output", self.model, *more)
+                        "--budget", 50, "--output", self.model, *more)
 
     def paid(self) -> int:
         (file,) = (self.home / "state" / "ledgers").glob("*.ledger")

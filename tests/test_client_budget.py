@@ -1,8 +1,7 @@
-"""The ledger: what it adds up to, and that no accident makes it forget."""
+"""The ledger: that no accident makes it forget, and that the limit holds."""
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import signal
@@ -10,19 +9,17 @@ import stat
 import subprocess
 import sys
 import time
-from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from accord.problems import BAD_LEDGER, BUDGET_SMALL, BUDGET_SPENT, DISK, LOCKED, Problem
 from accord.words import number
-from client.budget import FFT_ERROR, MAX_RELEASES, Budget, Ledger, affordable, epsilon_total
-from client.noise import Floats, Release
+from client.accounting import epsilon_total
+from client.budget import Budget, Ledger
+from client.noise import Release
 
 PRINT = "ab" * 32
 WHEAT = Release(1.0, 10, 2100, 25)
@@ -33,160 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 def plain(epsilon: float) -> Release:
     """A release whose epsilon' is the epsilon given."""
     return Release(epsilon, 1, 1, 1)
-
-
-@lru_cache
-def answers(epsilon: float, times: int) -> tuple[Floats, Floats]:
-    """Losses of that many answers of randomised response, and their probabilities."""
-    i = np.arange(times + 1)
-    return (2.0 * i - times) * epsilon, stats.binom.pmf(i, times, 1 / (1 + math.exp(-epsilon)))
-
-
-def optimal_delta(epsilon: float, times: int, total: float) -> float:
-    """Kairouz, Oh and Viswanath 2015, Theorem 3.3, for any total: the exact smallest delta.
-
-    Of ``times`` answers of randomised response ``i`` are the likelier; the losses add up to
-    ``(2 i - times) epsilon``.
-    """
-    loss, mass = answers(epsilon, times)
-    over = loss > total
-    return float(np.sum(mass[over] * -np.expm1(total - loss[over])))
-
-
-def optimal_epsilon(epsilon: float, times: int, delta: float) -> float:
-    """The same, solved for the total by bisection."""
-    low, high = 0.0, times * epsilon
-    if optimal_delta(epsilon, times, low) <= delta:
-        return low
-    for _ in range(48):
-        middle = (low + high) / 2
-        if optimal_delta(epsilon, times, middle) <= delta:
-            high = middle
-        else:
-            low = middle
-    return high
-
-
-# -- what it comes to -------------------------------------------------------------------------
-
-
-def test_the_figures_of_the_plan():
-    assert epsilon_total({WHEAT: 4000}, 1e-6) <= 2.53
-    # 2.53 is what the library's default lattice of 1e-4 makes of it, by rounding every loss up.
-    assert epsilon_total({WHEAT: 4000}, 1e-6) == pytest.approx(2.3293, abs=1e-3)
-    assert WHEAT.amplified * 4000 == pytest.approx(32.6, abs=0.05)
-    assert epsilon_total({Release(5.0, 10, 80, 25): 300}, 1e-6) == pytest.approx(884, abs=1)
-    assert epsilon_total({}, 1e-6) == epsilon_total({WHEAT: 0}, 1e-6) == 0
-
-
-@pytest.mark.parametrize("delta", [1e-5, 1e-6, 1e-9])
-@pytest.mark.parametrize(
-    ("epsilon", "times"),
-    [(1e-4, 10_000), (1e-3, 300_000), (0.0081, 4000), (0.1, 300), (0.3, 7), (0.5, 1), (1, 100),
-     (2.96, 300), (1, 5000), (10, 1000), (10, 1)],
-)
-def test_one_kind_composes_optimally_and_never_too_low(epsilon, times, delta):
-    total = epsilon_total({plain(epsilon): times}, delta)
-    best = optimal_epsilon(epsilon, times, delta)
-    assert best * (1 - 1e-12) <= total <= best * (1 + 1e-3)
-    assert total <= times * epsilon
-
-
-@given(st.floats(-5, 1), st.integers(1, 20_000), st.floats(-10.5, -2))
-@settings(deadline=None, max_examples=60)
-def test_one_kind_is_an_upper_bound_anywhere(log_epsilon, times, log_delta):
-    epsilon, delta = 10**log_epsilon, 10**log_delta
-    total = epsilon_total({plain(epsilon): times}, delta)
-    if total < times * epsilon * (1 - 1e-12):
-        assert optimal_delta(epsilon, times, total) <= delta
-
-
-@given(
-    st.lists(st.tuples(st.floats(-4, 0.7), st.integers(1, 400)), min_size=2, max_size=2),
-    st.floats(-10, -2),
-)
-@settings(deadline=None, max_examples=40)
-def test_two_kinds_are_an_upper_bound_and_not_far_off(kinds, log_delta):
-    delta = 10**log_delta
-    counts = {plain(10**e): times for e, times in kinds}
-    total = epsilon_total(counts, delta)
-    assert total <= math.fsum(r.epsilon * t for r, t in counts.items())
-    assert total >= max(epsilon_total({r: t}, delta) for r, t in counts.items()) * (1 - 1e-4)
-    if len(counts) == 2:  # exactly, by the sum over both binomials
-        (e, s), (f, t) = ((r.epsilon, times) for r, times in counts.items())
-        loss = np.add.outer(answers(e, s)[0], answers(f, t)[0])
-        mass = np.outer(answers(e, s)[1], answers(f, t)[1])
-        over = loss > total
-        exact = float(np.sum(mass[over] * -np.expm1(total - loss[over])))
-        assert exact <= delta * (1 + 1e-9)
-
-
-def test_the_transforms_are_wrong_by_less_than_is_taken_off_delta():
-    for epsilon, times in ((1e-3, 10**6), (1e-4, 10**6), (0.5, 100), (1.0, 10_000)):
-        for delta in (1e-10, 1e-9, 1e-6):
-            total = epsilon_total({plain(epsilon): times}, delta)
-            assert optimal_delta(epsilon, times, total) <= delta - FFT_ERROR / 2
-
-
-def test_kinds_of_one_epsilon_compose_as_one():
-    same = Release(1.0, 10, 2100, 99)  # another dimension, the same epsilon'
-    assert epsilon_total({WHEAT: 30, same: 70}, 1e-6) == epsilon_total({WHEAT: 100}, 1e-6)
-
-
-@given(
-    st.lists(st.tuples(st.floats(-4, 1), st.integers(1, 2000)), min_size=1, max_size=3),
-    st.integers(1, 2000),
-    st.floats(-4, 1),
-)
-@settings(deadline=None, max_examples=40)
-def test_more_releases_never_cost_less(kinds, more, log_epsilon):
-    counts = {plain(10**e): times for e, times in kinds}
-    before = epsilon_total(counts, 1e-6)
-    for release in [*counts, plain(10**log_epsilon)]:
-        after = epsilon_total({**counts, release: counts.get(release, 0) + more}, 1e-6)
-        assert after >= before * (1 - 1e-9)
-
-
-def test_where_the_transforms_do_not_reach_the_plain_sum_counts():
-    assert epsilon_total({plain(0.1): 300}, 1e-12) == 30.0
-    assert epsilon_total({plain(1e-6): MAX_RELEASES + 1}, 1e-6) == pytest.approx(10.0, rel=1e-6)
-    assert epsilon_total({plain(900.0): 2, plain(0.5): 1}, 1e-6) == 1800.5
-
-
-def test_a_total_that_makes_no_sense_is_refused():
-    for delta in (0.0, 0.5, -1.0, math.nan):
-        with pytest.raises(ValueError, match="delta"):
-            epsilon_total({WHEAT: 1}, delta)
-    with pytest.raises(ValueError, match="negative"):
-        epsilon_total({WHEAT: -1}, 1e-6)
-
-
-@pytest.mark.parametrize(
-    ("release", "budget", "already"),
-    [(WHEAT, 1.0, {}), (WHEAT, 3.0, {}), (WHEAT, 3.0, {RYE: 500}), (plain(0.7), 5.0, {}),
-     (plain(1e-3), 8.0, {}), (Release(5.0, 10, 80, 25), 884.0, {}), (RYE, 1.0, {RYE: 77})],
-)
-def test_what_is_affordable_is_exact(release, budget, already):
-    count = affordable(release, budget, 1e-6, already)
-
-    def total(more: int) -> float:
-        return epsilon_total({**already, release: already.get(release, 0) + more}, 1e-6)
-
-    assert total(count) <= budget < total(count + 1)
-
-
-def test_affordable_at_its_limits():
-    with pytest.raises(Problem) as refused:
-        affordable(plain(2.0), 1.5, 1e-6, {plain(0.5): 1})
-    assert refused.value.kind is BUDGET_SMALL
-    assert refused.value.details["first"] == "2"
-    assert refused.value.details["left"] == "1"
-    assert affordable(plain(1e-9), 100.0, 1e-6, {plain(1e-9): 5}) == MAX_RELEASES - 5
-
-
-def test_the_accounting_library_is_loaded_only_when_it_is_needed():
-    code = "import client.budget, sys; print({'dp_accounting', 'scipy'} & set(sys.modules))"
-    assert python(code).stdout.strip() == "set()"
 
 
 # -- the file ---------------------------------------------------------------------------------

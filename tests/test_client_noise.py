@@ -10,6 +10,7 @@ import math
 import secrets
 from fractions import Fraction
 
+import msgspec
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
@@ -19,7 +20,17 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import stats
 
 from client import noise
-from client.noise import Floats, Release, clip_rows, generator, isotropic_laplace, release
+from client.noise import (
+    SNAP_BITS,
+    Floats,
+    Release,
+    clip_rows,
+    gaussian,
+    generator,
+    isotropic_laplace,
+    release,
+    snap,
+)
 
 LEVEL = 1e-5
 DIMENSIONS = (1, 2, 31, 1000)
@@ -123,6 +134,46 @@ def test_the_noise_scales_with_clip_over_epsilon():
     np.testing.assert_allclose(isotropic_laplace(7, 4.0, 1.0, rng()), one / 4, rtol=1e-14)
 
 
+@pytest.mark.parametrize("d", [1, 31, 1000])
+def test_gaussian_noise_is_independent_normal_numbers(d):
+    kind, source = Release(0.7, 1, 1, d, "gaussian", 1e-5), rng(d)
+    count = 1_000 if d == 1000 else 10_000
+    seen = np.array([noise.draw(kind, 1.7, source) for _ in range(count)]) / (1.7 * kind.sigma)
+    assert seen.shape == (count, d)
+    assert stats.kstest(seen.ravel(), stats.norm.cdf).pvalue > LEVEL
+    assert stats.kstest(seen[:, 0], stats.norm.cdf).pvalue > LEVEL
+    # each one's length; and neither neighbours in a draw nor draws know of each other
+    assert stats.kstest((seen**2).sum(axis=1), stats.chi2(d).cdf).pvalue > LEVEL
+    for x in (seen, np.abs(seen)):
+        assert stats.spearmanr(x[1:, 0], x[:-1, 0]).pvalue > LEVEL
+        if d > 1:
+            assert stats.spearmanr(x[:, 0], x[:, 1]).pvalue > LEVEL
+    covariance = seen.T @ seen / count
+    # entries are off by sqrt(2 / n) at most; 7 standard deviations for up to a million of them
+    assert np.abs(covariance - np.eye(d)).max() < 7 * math.sqrt(2 / count)
+
+
+def test_draw_is_the_mechanism_that_the_kind_says():
+    kind = Release(0.7, 3, 9, 5)
+    np.testing.assert_array_equal(
+        noise.draw(kind, 1.5, rng(9)), isotropic_laplace(5, 0.7, 1.5, rng(9)))
+    kind = Release(0.7, 3, 9, 5, "gaussian", 1e-6)
+    np.testing.assert_array_equal(
+        noise.draw(kind, 1.5, rng(9)), gaussian(5, 1.5 * kind.sigma, rng(9)))
+
+
+@pytest.mark.parametrize("kind", [Release(0.6, 4, 9, 7), Release(0.6, 4, 9, 7, "gaussian", 1e-5)],
+                         ids=lambda kind: kind.mechanism)
+def test_the_noise_ratio_is_the_root_of_the_mean_square(kind):
+    source, count = rng(3), 20_000
+    squares = [np.sum((noise.draw(kind, 2.0, source) / (kind.batch * 2.0))**2)
+               for _ in range(count)]
+    error = np.std(squares) / math.sqrt(count)
+    assert abs(np.mean(squares) - kind.noise_ratio**2) < 5 * error  # 5 sigma: under 1e-6
+    if kind.mechanism == "laplace":
+        assert kind.noise_ratio == pytest.approx(2 * math.sqrt(7 * 8) / (0.6 * 4))
+
+
 def test_a_zero_direction_is_drawn_again():
     class Zero:
         draws = 0
@@ -201,26 +252,122 @@ def test_what_makes_no_sense_is_refused():
             isotropic_laplace(2, bad, 1.0, rng())
         with pytest.raises(ValueError, match="epsilon"):
             Release(bad, 1, 2, 3)
+        with pytest.raises(ValueError, match="epsilon"):
+            Release(bad, 1, 2, 3, "gaussian", 1e-6)
+        with pytest.raises(ValueError, match="deviation"):
+            gaussian(2, bad, rng())
     with pytest.raises(ValueError, match="dimension"):
         isotropic_laplace(0, 1.0, 1.0, rng())
+    with pytest.raises(ValueError, match="dimension"):
+        gaussian(0, 1.0, rng())
     with pytest.raises(ValueError, match="2"):
         clip_rows(np.ones(3), 1.0)
-    with pytest.raises(ValueError, match="empty"):
-        release(np.ones((0, 3)), 1.0, 1.0, rng())
     for batch, rows, dimension in ((0, 5, 3), (6, 5, 3), (1, 5, 0)):
         with pytest.raises(ValueError, match=r"batch|dimension"):
             Release(1.0, batch, rows, dimension)
     with pytest.raises(ValueError, match="mechanism"):
         Release(1.0, 1, 2, 3, "none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no delta"):
+        Release(1.0, 1, 2, 3, "laplace", 1e-6)
+    for delta in (0.0, 1e-31, 0.5, -1.0, math.nan):
+        with pytest.raises(ValueError, match="delta"):
+            Release(1.0, 1, 2, 3, "gaussian", delta)
+    with pytest.raises(ValueError, match="100"):
+        Release(100.1, 1, 2, 3, "gaussian", 1e-6)
+    with pytest.raises(ValueError, match="sigma"):
+        _ = Release(1.0, 1, 2, 3).sigma
 
 
 # -- the release ------------------------------------------------------------------------------
 
 
-def test_a_release_is_the_clipped_sum_and_noise_over_the_batch():
+KINDS = (Release(0.7, 10, 10, 4), Release(0.7, 10, 99, 4, "gaussian", 1e-6),
+         Release(1e-6, 10, 10, 4), Release(1e5, 10, 10, 4))
+
+
+def grid_of(kind: Release, clip: float) -> float:
+    """A power of two, 2^-20 of the deviation of one of the noise's numbers, or up to 2^-19."""
+    deviation = kind.noise_ratio * kind.batch * clip / math.sqrt(kind.dimension)
+    return math.ldexp(1.0, math.floor(math.log2(deviation)) + 1 - SNAP_BITS)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_release_is_the_clipped_sum_and_noise_over_the_batch_on_a_grid(kind):
     rows = np.random.default_rng(5).standard_normal((10, 4)) * 3
-    expected = (clip_rows(rows, 1.5).sum(axis=0) + isotropic_laplace(4, 0.7, 1.5, rng(9))) / 10
-    np.testing.assert_array_equal(release(rows, 1.5, 0.7, rng(9)), expected)
+    for clip in (1.5, 1e-3):
+        exact = clip_rows(rows, clip).sum(axis=0) + noise.draw(kind, clip, rng(9))
+        told, grid = release(rows, clip, kind, rng(9)) * kind.batch, grid_of(kind, clip)
+        steps = told / grid
+        np.testing.assert_allclose(steps, np.rint(steps), rtol=1e-15)  # but for the division
+        assert np.abs(told - exact).max() <= grid / 2 * (1 + 1e-9)
+        assert np.abs(told - exact).max() > 0 or kind.epsilon > 1e4
+
+
+def test_the_grid_is_the_same_whatever_the_rows():
+    """What two data sets can release is one and the same set of numbers."""
+    kind, source = Release(0.7, 10, 10, 4), np.random.default_rng(6)
+    for size in range(-20, 20):
+        rows = source.standard_normal((10, 4)) * 10.0**size
+        steps = release(rows, 1.5, kind, rng(size + 21)) * 10 / grid_of(kind, 1.5)
+        np.testing.assert_allclose(steps, np.rint(steps), rtol=1e-15)
+
+
+def test_a_release_refuses_another_shape_than_the_kinds():
+    kind = Release(1.0, 2, 5, 3)
+    for shape in ((0, 3), (1, 3), (3, 3), (2, 2), (2, 4)):
+        with pytest.raises(ValueError, match="shape"):
+            release(np.ones(shape), 1.0, kind, rng())
+
+
+def test_what_is_told_has_the_law_of_the_noise():
+    """The grid is a millionth of it."""
+    kind = Release(0.5, 1, 1, 1)
+    told = np.array([release([[0.0]], 2.0, kind, source)[0]
+                     for source in [rng(4)] for _ in range(10_000)])
+    assert stats.kstest(told, stats.laplace(scale=8.0).cdf).pvalue > LEVEL
+
+
+values = arrays(np.float64, 5, elements=st.floats(-1e6, 1e6))
+
+
+@given(values, st.floats(1e-12, 1e12))
+def test_snapping_leaves_multiples_of_a_power_of_two(numbers, scale):
+    snapped = snap(numbers, scale)
+    grid = math.ldexp(1.0, math.frexp(scale)[1] - SNAP_BITS)
+    assert 2.0**-SNAP_BITS * scale < grid <= 2.0**(1 - SNAP_BITS) * scale
+    for before, after in zip(numbers, snapped, strict=True):
+        # in exact arithmetic
+        assert (Fraction(float(after)) / Fraction(grid)).denominator == 1
+        assert abs(Fraction(float(after)) - Fraction(float(before))) <= Fraction(grid) / 2
+    np.testing.assert_array_equal(snap(snapped, scale), snapped)
+    np.testing.assert_array_equal(snap(-numbers, scale), -snapped)
+
+
+@given(values, st.floats(-1e6, 1e6), st.floats(1e-3, 1e3))
+def test_the_grid_does_not_depend_on_the_values(numbers, other, scale):
+    np.testing.assert_array_equal(
+        snap(np.append(numbers, other), scale)[:5], snap(numbers, scale))
+
+
+def test_snapping_at_its_limits():
+    assert snap(np.array([1e-200, 3.0, 0.0]), 1e-320).tolist() == [1e-200, 3.0, 0.0]
+    assert snap(np.array([5.0]), 1e300).tolist() == [0.0]
+    assert snap(np.array([1e300]), 1e300) == pytest.approx(1e300, rel=1e-5)
+
+
+def test_the_kinds_of_an_old_ledger_are_read():
+    old = b'{"epsilon":1.0,"batch":10,"rows":2100,"dimension":25,"mechanism":"laplace"}'
+    kind = msgspec.json.decode(old, type=Release)
+    assert kind == Release(1.0, 10, 2100, 25)
+    assert msgspec.json.decode(b'{"epsilon":1.0,"batch":10,"rows":2100,"dimension":25}',
+                               type=Release) == kind
+    for kind in KINDS:
+        assert msgspec.json.decode(msgspec.json.encode(kind), type=Release) == kind
+    for wrong in (b'{"epsilon":1.0,"batch":10,"rows":9,"dimension":25}',
+                  b'{"epsilon":1.0,"batch":1,"rows":9,"dimension":25,"mechanism":"gaussian"}',
+                  b'{"epsilon":1.0,"batch":1,"rows":9,"dimension":25,"delta":1e-6}'):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(wrong, type=Release)
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
@@ -246,11 +393,12 @@ def observed_epsilon(d: int, epsilon: float, count: int = 25_000) -> float:
     either side of each of 20 events fixed beforehand, shared out among them (Bonferroni).
     """
     clip, b = 1.0, 2
+    kind = Release(epsilon, b, b, d)
     one, other = np.zeros((b, d)), np.zeros((b, d))
     one[1, 0], other[1, 0] = 5.0, -5.0
     source = rng(100 + d)
     seen = [
-        np.array([release(data, clip, epsilon, source)[0] for _ in range(count)]) * b
+        np.array([release(data, clip, kind, source)[0] for _ in range(count)]) * b
         for data in (one, other)
     ]
     bound = 0.0
@@ -283,7 +431,7 @@ shares = st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(1, n), s
 
 
 @given(st.floats(1e-12, 1e4), shares)
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_amplification_is_the_formula_to_the_last_digits(epsilon, share):
     import mpmath
 

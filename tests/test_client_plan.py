@@ -48,18 +48,19 @@ def test_the_share_of_a_training() -> None:
 
 @given(st.integers(1, 10**7))
 def test_the_advised_batch_is_never_more_than_there_is(rows: int) -> None:
-    assert 1 <= advised_batch(rows) <= rows
-    assert advised_batch(rows) == rows or advised_batch(rows) >= 50
+    assert 1 <= advised_batch(rows, fixed_epsilon=True) <= advised_batch(
+        rows, fixed_epsilon=False) <= rows
+    assert plan(make_task(), 200, 2, 2.0, 1e-6, "laplace", epsilon=1.0).batch == 50
 
 
 @pytest.mark.parametrize("noise", ["laplace", "gaussian"])
 def test_a_total_buys_the_least_noise_that_keeps_it(noise) -> None:
     task = make_task(training=Training(max_updates=600))
     kind = plan(task, 1000, 3, 1.5, 1e-6, noise)
-    assert (kind.batch, kind.rows, kind.dimension) == (250, 1000, task.dimension)
+    assert (kind.batch, kind.rows, kind.dimension) == (1000, 1000, task.dimension)
     assert kind.mechanism == noise
     assert epsilon_total({kind: 300}, 1e-6) <= 1.5
-    more = Release(kind.epsilon * 1.011, 250, 1000, task.dimension, noise, kind.delta)
+    more = Release(kind.epsilon * 1.011, 1000, 1000, task.dimension, noise, kind.delta)
     assert epsilon_total({more: 300}, 1e-6) > 1.5
 
 
@@ -167,7 +168,7 @@ def test_join_needs_no_epsilon_and_budget_says_what_was_spent(world: World) -> N
     assert joined.exit_code == 0, joined.output
     told = json.loads(joined.stdout)
     assert told["epsilon_expected"] <= 0.8 and told["updates"] >= told["updates_expected"] == 8
-    assert (told["noise"], told["batch"], told["epsilon_update"]) == ("gaussian", 52, None)
+    assert (told["noise"], told["batch"], told["epsilon_update"]) == ("gaussian", 211, None)
     session = load_session(world.session)
     assert session.noise == "gaussian" and session.epsilon == told["epsilon"]
     # The same command once more keeps what was chosen, also when some of it is spent.

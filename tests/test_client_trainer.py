@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 from client_world import make_task, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from accord.problems import BUDGET_SPENT, Problem
 from accord.task import Task, Training
 from client import trainer as module
 from client.dataset import Dataset, load
+from client.noise import ROUNDS, ChaCha, Floats, Release
 from client.trainer import Trainer, _shrink
 
 BATCH = 20
@@ -26,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def trainer(data: Dataset, task: Task | None = None, t: int = 1, epsilon: float = 1.0) -> Trainer:
-    return Trainer(task or make_task(), data, BATCH, epsilon, lambda: t)
+    return Trainer(task or make_task(), data, Release(epsilon, BATCH, 100, 5), lambda: t)
 
 
 def rng() -> np.random.Generator:
@@ -70,6 +75,83 @@ def test_the_batch_is_exactly_b_rows_without_replacement(
     assert abs(counts / 300 - BATCH / 100).max() < 0.12
 
 
+def batches(n: int, b: int, count: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Which of the C(n, b) batches each of so many steps took, each with a generator of its own,
+    as in :mod:`client.agent`."""
+    task = make_task()
+    rows = np.zeros((n, task.dimension))
+    rows[:, 0] = np.arange(1, n + 1) / n
+    every = {batch: place for place, batch in enumerate(combinations(range(n), b))}
+    assert len(every) == math.comb(n, b)
+    seen: list[int] = []
+
+    def release(gradients: Floats, clip: float, kind: Release, rng: object) -> Floats:
+        assert gradients.shape == (kind.batch, kind.dimension) == (b, task.dimension)
+        assert clip == task.training.clip
+        chosen = np.rint(gradients[:, 0] * 2 * n).astype(int) - 1
+        seen.append(every[tuple(sorted(chosen))])
+        return np.zeros(kind.dimension)
+
+    monkeypatch.setattr(module, "release", release)
+    kind = Release(1.0, b, n, task.dimension)
+    client = Trainer(task, Dataset(rows, np.zeros(n), "", Path()), kind, lambda: 1)
+    for step in range(count):
+        client.step(np.zeros(task.dimension), np.random.Generator(ChaCha(key=step, rounds=ROUNDS)))
+    return seen
+
+
+@pytest.mark.parametrize(("n", "b"), [(5, 2), (6, 3), (7, 1), (6, 5)])
+def test_every_batch_is_as_likely_and_none_knows_of_the_one_before(
+    n: int, b: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the ledger reckons with. Each of the 8 p-values would be as low by chance once in
+    100,000 seeds."""
+    seen = batches(n, b, 4_000, monkeypatch)
+    many = math.comb(n, b)
+    assert stats.chisquare(np.bincount(seen, minlength=many)).pvalue > 1e-5
+    table = np.zeros((many, many))
+    np.add.at(table, (seen[:-1], seen[1:]), 1)
+    assert stats.chi2_contingency(table).pvalue > 1e-5
+
+
+def test_noise_is_of_the_kind_that_the_ledger_is_told(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[object, ...]] = []
+
+    def release(*arguments: object) -> Floats:
+        told.append(arguments)
+        return np.zeros(5)
+
+    monkeypatch.setattr(module, "release", release)
+    for kind in (Release(0.3, BATCH, 100, 5), Release(0.3, 7, 100, 5, "gaussian", 1e-6)):
+        generator = rng()
+        Trainer(make_task(), data, kind, lambda: 1).step(np.zeros(5), generator)
+        gradients, clip, passed, source = told.pop()
+        assert (clip, passed, source) == (make_task().training.clip, kind, generator)
+        assert np.shape(gradients) == (kind.batch, 5)
+
+
+def test_a_step_of_gaussian_noise_is_as_long_as_the_kind_says(data: Dataset) -> None:
+    kind = Release(0.1, BATCH, 100, 5, "gaussian", 1e-6)
+    task = make_task(training=Training(step=1.0, schedule="constant", regularisation=0.0,
+                                       clip=1.0, max_norm=1e9))
+    client, generator = Trainer(task, data, kind, lambda: 1), rng()
+    squares = [float(np.square(client.step(np.zeros(5), generator), dtype=float).sum())
+               for _ in range(2_000)]
+    # chi-squared with 5 degrees of freedom and a gradient of a hundredth; 5 standard errors
+    assert np.mean(squares) == pytest.approx(
+        kind.noise_ratio**2, rel=5 * math.sqrt(2 / 5 / 2_000) + 0.01)
+
+
+@pytest.mark.parametrize("kind", [
+    Release(1.0, BATCH, 99, 5), Release(1.0, BATCH, 101, 5), Release(1.0, BATCH, 100, 4),
+    Release(1.0, BATCH, 100, 6, "gaussian", 1e-6)])
+def test_a_kind_of_other_data_or_another_task_is_refused(data: Dataset, kind: Release) -> None:
+    with pytest.raises(ValueError, match="not of this data and task"):
+        Trainer(make_task(), data, kind, lambda: 1)
+
+
 def test_nothing_is_looked_at_that_is_not_paid_for(data: Dataset) -> None:
     def spend() -> int:
         raise Problem(BUDGET_SPENT, spent=1.0, budget=1.0, delta=1e-6)
@@ -78,7 +160,15 @@ def test_nothing_is_looked_at_that_is_not_paid_for(data: Dataset) -> None:
         def __getattr__(self, name: str) -> object:
             raise AssertionError(name)
 
-    poor = Trainer(make_task(), Untouchable(), BATCH, 1.0, spend)  # type: ignore[arg-type]
+    class Closed(Untouchable):
+        """Only how many rows there are."""
+
+        @property
+        def labels(self) -> range:
+            return range(100)
+
+    kind = Release(1.0, BATCH, 100, 5)
+    poor = Trainer(make_task(), Closed(), kind, spend)  # type: ignore[arg-type]
     with pytest.raises(Problem) as caught:
         poor.step(np.zeros(5), Untouchable())  # type: ignore[arg-type]
     assert caught.value.kind is BUDGET_SPENT

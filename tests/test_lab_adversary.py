@@ -12,6 +12,7 @@ from lab_world import make_table
 
 from accord.task import Task
 from client.dataset import Dataset
+from client.noise import Release
 from client.trainer import Trainer
 from lab.adversary import (
     ATTACKS,
@@ -57,7 +58,8 @@ def good(epsilon: float | None = 1.0, labels: np.ndarray = LABELS, t: int = 1) -
 
 def test_noiseless_is_the_real_client_but_for_the_noise() -> None:
     data = Dataset(ROWS, LABELS, "", Path())
-    real = Trainer(task(), data, 50, 1e12, lambda: 3).step(W, rng())
+    kind = Release(1e12, 50, len(LABELS), len(W))
+    real = Trainer(task(), data, kind, lambda: 3).step(W, rng())
     ours = Noiseless(task(), ROWS, LABELS, 50, lambda: 3).step(W, rng())
     assert ours.dtype == real.dtype == np.float32
     assert np.allclose(ours, real, atol=1e-7)

@@ -49,6 +49,10 @@ Outcome = dict[str, Any]
 
 EXPERIMENTS: Final[dict[str, str]] = {
     "poison": "lab.experiments.poison",
+    "fig5": "lab.experiments.fig5",
+    "utility": "lab.experiments.utility",
+    "fig8": "lab.experiments.fig8",
+    "fig9": "lab.experiments.fig9",
 }
 """Where each experiment lives."""
 
@@ -174,7 +178,7 @@ async def run_all(
     tell(done, total)
     if missing:
         loop = asyncio.get_running_loop()
-        with _pool(min(jobs, len(missing))) as pool:
+        with workers(min(jobs, len(missing))) as pool:
             async def one(key: str, cell: Cell) -> tuple[str, Cell, Outcome]:
                 return key, cell, await loop.run_in_executor(
                     pool, _work, EXPERIMENTS[name], cell, data)
@@ -196,7 +200,7 @@ async def run_all(
 
 
 @contextlib.contextmanager
-def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that are ended at once when they are not wanted any more."""
     # Each process does its own arithmetic alone: threads of several would be in each other's way.
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
