@@ -259,7 +259,7 @@ BUDGET_SMALL = _kind(
     "--epsilon, a smaller --batch, fewer --updates, or a larger --budget.")
 AUDIT_FAILED = _kind(
     "audit-failed", 500, EXIT_AUDIT,
-    "An attack shows epsilon {shown} where the ledger says at most {ledger} ({game}); send no "
+    "The audit shows epsilon {shown} where the ledger says at most {ledger} ({game}); send no "
     "updates with this copy, run the same audit again, and report it when that says so too.")
 
 

@@ -291,7 +291,7 @@ def test_what_is_broken_has_a_status_of_its_own(monkeypatch: pytest.MonkeyPatch)
     status, told, error = told_of(monkeypatch, both)
     assert status == EXIT_AUDIT == 12
     assert "BROKEN" in told and "No attack" not in told
-    assert "An attack shows epsilon 1.5 where the ledger says at most 1.25" in error
+    assert "The audit shows epsilon 1.5 where the ledger says at most 1.25" in error
     status, told, error = told_of(monkeypatch, both, "--json")
     whole = json.loads(told)
     assert (status, error, whole["error"]) == (EXIT_AUDIT, "", "audit-failed")
