@@ -310,11 +310,10 @@ def release(
     if clipped.shape != (kind.batch, kind.dimension):
         raise ValueError(
             f"gradients of shape {clipped.shape}, not {(kind.batch, kind.dimension)}")
-    noised = clipped.sum(axis=0) + draw(kind, clip, rng)
-    # What one number's noise is like; any power of ten around it would do.
-    scale = kind.noise_ratio * kind.batch * clip / math.sqrt(kind.dimension)
-    mean: Floats = snap(noised, scale) / kind.batch
-    return mean
+    noised = (clipped.sum(axis=0) + draw(kind, clip, rng)) / kind.batch
+    # Divided first: of multiples of something over b, anyone could read b. The grid is a power of
+    # two around a millionth of the noise, whose size anyone can estimate.
+    return snap(noised, kind.noise_ratio * clip / math.sqrt(kind.dimension))
 
 
 def _positive(name: str, value: float) -> None:

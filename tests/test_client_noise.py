@@ -287,7 +287,7 @@ KINDS = (Release(0.7, 10, 10, 4), Release(0.7, 10, 99, 4, "gaussian", 1e-6),
 
 def grid_of(kind: Release, clip: float) -> float:
     """A power of two, 2^-20 of the deviation of one of the noise's numbers, or up to 2^-19."""
-    deviation = kind.noise_ratio * kind.batch * clip / math.sqrt(kind.dimension)
+    deviation = kind.noise_ratio * clip / math.sqrt(kind.dimension)
     return math.ldexp(1.0, math.floor(math.log2(deviation)) + 1 - SNAP_BITS)
 
 
@@ -295,10 +295,9 @@ def grid_of(kind: Release, clip: float) -> float:
 def test_a_release_is_the_clipped_sum_and_noise_over_the_batch_on_a_grid(kind):
     rows = np.random.default_rng(5).standard_normal((10, 4)) * 3
     for clip in (1.5, 1e-3):
-        exact = clip_rows(rows, clip).sum(axis=0) + noise.draw(kind, clip, rng(9))
-        told, grid = release(rows, clip, kind, rng(9)) * kind.batch, grid_of(kind, clip)
-        steps = told / grid
-        np.testing.assert_allclose(steps, np.rint(steps), rtol=1e-15)  # but for the division
+        exact = (clip_rows(rows, clip).sum(axis=0) + noise.draw(kind, clip, rng(9))) / kind.batch
+        told, grid = release(rows, clip, kind, rng(9)), grid_of(kind, clip)
+        assert all((Fraction(float(x)) / Fraction(grid)).denominator == 1 for x in told)
         assert np.abs(told - exact).max() <= grid / 2 * (1 + 1e-9)
         assert np.abs(told - exact).max() > 0 or kind.epsilon > 1e4
 
@@ -308,8 +307,20 @@ def test_the_grid_is_the_same_whatever_the_rows():
     kind, source = Release(0.7, 10, 10, 4), np.random.default_rng(6)
     for size in range(-20, 20):
         rows = source.standard_normal((10, 4)) * 10.0**size
-        steps = release(rows, 1.5, kind, rng(size + 21)) * 10 / grid_of(kind, 1.5)
-        np.testing.assert_allclose(steps, np.rint(steps), rtol=1e-15)
+        told = release(rows, 1.5, kind, rng(size + 21))
+        grid = Fraction(grid_of(kind, 1.5))
+        assert all((Fraction(float(x)) / grid).denominator == 1 for x in told)
+
+
+@pytest.mark.parametrize("batch", [3, 7, 10, 60])
+def test_the_grid_tells_nothing_of_the_batch(batch):
+    """A power of two, and the same one for all batches whose noise is of one size: of multiples
+    of something over b, a broker could read b, and with a batch of all rows their number."""
+    grid = Fraction(grid_of(Release(6.0, 1, 100, 4), 1.5))
+    told = release(np.ones((batch, 4)), 1.5, Release(6.0 / batch, batch, 100, 4), rng(3))
+    steps = [Fraction(float(x)) / grid for x in told]
+    assert all(step.denominator == 1 for step in steps)
+    assert math.gcd(*(step.numerator for step in steps)) % batch
 
 
 def test_a_release_refuses_another_shape_than_the_kinds():
