@@ -2,7 +2,8 @@
 
 What it all comes to is reckoned in :mod:`client.accounting`.
 
-**Where it is written.** One :class:`Ledger` file per data set, lines of text::
+**Where it is written.** One :class:`Ledger` file per data set (:func:`client.dataset.identity`),
+lines of text::
 
     5ea1d0c3 ledger 1 <fingerprint of the data set>
     9b1f02aa kind 1 {"task":"...","release":{"epsilon":1.0,"batch":10,...}}

@@ -18,7 +18,7 @@ from client.accounting import (
     pure_total,
 )
 from client.budget import Ledger
-from client.dataset import fingerprint
+from client.dataset import identity, read
 from client.meaning import in_words
 from client.noise import Mechanism, Release
 from client.wishes import check_noise, option_problem
@@ -135,7 +135,7 @@ def _or_none(value: float) -> float | None:
 
 def _spent(data: Path, ledgers: Path, delta: float) -> tuple[dict[str, Any], str]:
     """What is said of a file's ledger, for a machine and for a person."""
-    name = fingerprint(data)
+    name = identity(read(data, 1))
     if not (ledgers / f"{name}.ledger").exists():
         told: dict[str, Any] = {"data": str(data), "ledger": None, "updates": 0,
                                 "epsilon_total": 0.0, "guess": 0.5, "delta": delta, "tasks": []}

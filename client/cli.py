@@ -177,7 +177,7 @@ async def join(
             epsilon, batch = old.epsilon, old.batch
         if not as_json:
             say("Reckoning what it will cost in privacy ...\n")
-        with Ledger(ledgers, mine.fingerprint) as book:
+        with Ledger(ledgers, mine.identity) as book:
             release = await asyncio.to_thread(
                 plan, task, len(mine.labels), min_clients, budget, delta, noise, epsilon, batch,
                 updates, book.counts())
@@ -347,7 +347,7 @@ async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: b
         raise Problem(DATA_CHANGED, path=session.data)
     release = session.release(len(data.labels), task.dimension)
     name = task_id(session.task)
-    with Ledger(Path(session.ledger), session.fingerprint) as book:
+    with Ledger(Path(session.ledger), data.identity) as book:
         budget = await asyncio.to_thread(
             Budget, book, name, release, session.budget, session.delta)
         trainer = Trainer(task, data, release, budget.spend)

@@ -24,14 +24,16 @@ class Dataset:
     Attributes:
         rows: X, shape (n, d), each of norm 1.
         labels: y, shape (n,), 0.0 or 1.0.
-        fingerprint: SHA-256 of the file's bytes, in hexadecimal; names the privacy ledger.
+        fingerprint: SHA-256 of the file's bytes, in hexadecimal.
         path: the file.
+        identity: of its rows (:func:`identity`); names the privacy ledger.
     """
 
     rows: np.ndarray
     labels: np.ndarray
     fingerprint: str
     path: Path
+    identity: str = ""
 
 
 def fingerprint(path: Path) -> str:
@@ -50,6 +52,30 @@ def fingerprint(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise Problem(NO_FILE, path=path, why=(error.strerror or str(error)).lower()) from None
+
+
+def identity(columns: Columns) -> str:
+    """What the rows of a table are known by, in hexadecimal: the same for the same rows, however
+    they are saved.
+
+    The order of rows and columns, blanks around cells, capital letters, and ways to write a number
+    (1, 1.0, 1e0) make no difference, so that whoever saves a table anew, from a spreadsheet or as
+    Parquet, does not begin with an unspent budget. A row or a column more or less does.
+    """
+    names = sorted(columns)
+    digest = hashlib.sha256("\x1f".join(names).encode())
+    for row in sorted(zip(*([_cell(cell) for cell in columns[name]] for name in names),
+                          strict=True)):
+        digest.update(("\x1e" + "\x1f".join(row)).encode())
+    return digest.hexdigest()
+
+
+def _cell(text: str) -> str:
+    text = text.strip().lower()
+    try:
+        return repr(float(text) + 0.0)  # -0.0 is 0.0
+    except ValueError:
+        return text
 
 
 def read(path: Path, batch: int) -> Columns:
@@ -79,5 +105,6 @@ def load(path: Path, schema: Schema, batch: int) -> Dataset:
     Raises:
         Problem: those of :func:`read` and :meth:`accord.schema.Schema.encode`.
     """
-    rows, labels = schema.encode(read(path, batch), str(path))
-    return Dataset(rows, labels, fingerprint(path), path)
+    columns = read(path, batch)
+    rows, labels = schema.encode(columns, str(path))
+    return Dataset(rows, labels, fingerprint(path), path, identity(columns))

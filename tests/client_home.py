@@ -60,7 +60,7 @@ class Person:
         return load_session(self.path)
 
     def ledger(self) -> Ledger:
-        return Ledger(Path(self.session.ledger), self.session.fingerprint)
+        return Ledger(Path(self.session.ledger), self.data.identity)
 
     def paid(self) -> int:
         with self.ledger() as ledger:

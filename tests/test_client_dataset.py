@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from client_world import HEADER, SCHEMA, write_rows
+from hypothesis import given
+from hypothesis import strategies as st
 
 from accord.problems import (
     BAD_CELL,
@@ -22,7 +24,7 @@ from accord.problems import (
     Kind,
     Problem,
 )
-from client.dataset import fingerprint, load, read
+from client.dataset import fingerprint, identity, load, read
 
 ROW = "30,50,true,north,yes"
 
@@ -42,7 +44,7 @@ def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.read_csv(path), tmp_path / "mine.parquet")
     data, same = load(path, SCHEMA, 50), load(tmp_path / "mine.parquet", SCHEMA, 50)
     assert np.allclose(data.rows, same.rows) and (data.labels == same.labels).all()
-    assert data.fingerprint != same.fingerprint
+    assert data.fingerprint != same.fingerprint and data.identity == same.identity
 
 
 def test_no_repr_shows_a_row(tmp_path: Path) -> None:
@@ -94,3 +96,38 @@ def test_what_is_no_table(tmp_path: Path, name: str) -> None:
     if name != "binary":
         with pytest.raises(Problem):
             fingerprint(path)
+
+
+# -- what rows are known by -------------------------------------------------------------------
+
+cells = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False).map(str), st.integers().map(str),
+    st.sampled_from(["north", "South", "", "true"]))
+tables = st.integers(1, 6).flatmap(lambda n: st.dictionaries(
+    st.sampled_from("abcdef"), st.lists(cells, min_size=n, max_size=n), min_size=1))
+
+
+@given(tables, st.randoms(use_true_random=False))
+def test_rows_are_known_however_they_are_saved(columns, random):
+    names, count = list(columns), len(next(iter(columns.values())))
+    random.shuffle(names)
+    order = random.sample(range(count), count)
+    other = {name: [f" {columns[name][i].upper()} " for i in order] for name in names}
+    assert identity(other) == identity(columns)
+
+
+@given(tables, st.data())
+def test_other_rows_are_others(columns, data):
+    name = data.draw(st.sampled_from(sorted(columns)))
+    i = data.draw(st.integers(0, len(columns[name]) - 1))
+    other = {n: list(c) for n, c in columns.items()}
+    other[name][i] = "somewhere else"
+    assert identity(other) != identity(columns)
+    assert identity({n: c + c[-1:] for n, c in columns.items()}) != identity(columns)
+    assert identity({**columns, "g": columns[name]}) != identity(columns)
+
+
+def test_ways_to_write_a_number():
+    assert identity({"x": ["1", "-0", "2.50"]}) == identity({"x": ["2.5", "1e0", "0"]})
+    # Cells and rows cannot run into each other.
+    assert identity({"x": ["a"], "y": ["bc"]}) != identity({"x": ["ab"], "y": ["c"]})
