@@ -90,8 +90,8 @@ MISSING_COLUMN = _kind(
     "{expected}.")
 UNKNOWN_COLUMN = _kind(
     "unknown-column", 400, EXIT_DATA,
-    "{path} has a column {column} that the task does not know; remove it (nothing outside the "
-    "schema is read, so this is likely the wrong file).")
+    "{path} has a column {column} that the task does not know: is it the right file? To join with "
+    "it all the same, say --ignore-columns; then its privacy ledger stays the same one.")
 BAD_CELL = _kind(
     "bad-cell", 400, EXIT_DATA, "{path}, row {row}, column {column}: {why}; correct that row.")
 ONE_CLASS = _kind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import textwrap
 from typing import Final
@@ -13,6 +14,14 @@ MOST_COLUMNS: Final = 80
 def number(value: float) -> str:
     """Three digits, or all before the point of a large number: 0.0161, 7.98, 15,766."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def bound(value: float) -> str:
+    """An upper bound, as :func:`number` but never rounded down: 0.1174 is 0.118."""
+    if not 0 < value < math.inf:
+        return number(value)
+    unit = 10.0 ** max(-300, min(0, math.floor(math.log10(value)) - 2))
+    return number(math.ceil(value / unit * (1 - 1e-12)) * unit)
 
 
 def duration(seconds: float) -> str:

@@ -71,7 +71,7 @@ def status_page(status: Status, task: Task) -> str:
         f'<progress max="{status.max_updates}" value="{status.updates}"></progress>'
         f"<table>{rows}</table>"
         "<p>To take part, with rows that never leave your machine:</p>"
-        "<p><code>tormentor join THIS-ADDRESS --data YOUR.csv --epsilon 1 "
+        "<p><code>tormentor join THIS-ADDRESS --data YOUR.csv --budget 2 "
         f"--min-clients {task.clients.minimum}</code></p>"
     )
     return _frame(task.title, body, 10)

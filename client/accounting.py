@@ -38,9 +38,10 @@ MAX_RELEASES: Final = 10_000_000
 FFT_ERROR: Final = 1e-11
 """Taken off delta, so that the Fourier transform's rounding cannot make a total too small.
 
-Against exact binomial sums, for up to ``MAX_RELEASES`` releases, the delta that comes out of the
-transforms is wrong by less than half of this. (Taken as it is, it *is* too small: for a million
-releases at delta = 1e-9 by up to 3e-4 of epsilon, in one transform.)"""
+Against exact binomial sums, for up to ``MAX_RELEASES`` releases and delta up to 1e-3, the delta
+that comes out of the transforms is wrong by less than half of this; near delta = 1 by some 1e-9.
+(Taken as it is, it *is* too small: for a million releases at delta = 1e-9 by up to 3e-4 of epsilon,
+in one transform.)"""
 
 _POINTS: Final = 1 << 17  # lattice points that a composition of laws may take, roughly
 _FINE: Final = 256  # lattice points in the spread of one release's loss, where so many are few
@@ -232,6 +233,28 @@ def best_guess(counts: Mapping[Release, int], delta: float) -> float:
     return min(1.0, (1 + apart) / 2)
 
 
+def certainty(counts: Mapping[Release, int], delta: float) -> float:
+    """How sure somebody can become, at most, but with a probability of ``delta``: 0.5 to 1.
+
+    Somebody who holds two neighbouring data sets for equally likely, and sees all that is released,
+    believes in the right one with 1 / (1 + exp(-L)), L the privacy loss. This is that belief at a
+    loss that is exceeded with a probability of at most ``delta``. It is *not* the belief at
+    epsilon: (epsilon, delta) bounds the mean of (1 - exp(epsilon - L)) above epsilon, not how often
+    epsilon is exceeded. But as that mean is at least (1 - exp(t - x)) P(L > x) at epsilon = t, a
+    loss of ``x = t - ln(1 - s)`` is exceeded with at most ``delta`` where t is the epsilon at
+    ``s delta``; the best of some s counts.
+
+    Raises:
+        ValueError: as :func:`epsilon_total`.
+    """
+    most = math.fsum(count * release.amplified if release.mechanism == "laplace" else math.inf
+                     for release, count in counts.items() if count)  # no loss is larger
+    for part in (0.7, 0.5, 0.3, 0.1, 0.03, 0.01):
+        if part * delta >= 2 * FFT_ERROR:
+            most = min(most, epsilon_total(counts, part * delta) - math.log1p(-part))
+    return 1 / (1 + math.exp(-min(most, 700.0)))
+
+
 def _checked(counts: Mapping[Release, int], delta: float) -> _Counts:
     """The kinds that occur, in an order that does not depend on how they were counted."""
     if not 0 < delta < 0.5:
@@ -264,10 +287,6 @@ def _reaches(kinds: _Counts) -> bool:
 @lru_cache(maxsize=4)
 def _composed(kinds: _Counts) -> tuple[Any, float]:
     """The law of the losses of all releases together, and the interval of its lattice."""
-    # Imported here: it brings scipy.stats with it, two thirds of a second, which a command that
-    # only reads a ledger's counts, or prints its help, need not wait for.
-    from dp_accounting.pld import pld_pmf, privacy_loss_distribution
-
     laws = [(dominating(release), count) for release, count in kinds]
     most = math.fsum(count * float(law.losses[-1]) for law, count in laws)
     square = math.fsum(count * law.spread**2 for law, count in laws)
@@ -278,13 +297,22 @@ def _composed(kinds: _Counts) -> tuple[Any, float]:
     whole: Any = None
     # The library's Chernoff bounds overflow at some orders, and it passes over those.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        for law, count in laws:
-            first, masses = on_lattice(law, interval)
-            one = privacy_loss_distribution.PrivacyLossDistribution(
-                pld_pmf.DensePLDPmf(interval, first, masses, SLACK, True))
-            part = _power(one, count)
+        for release, count in kinds:
+            part = _part(release, count, interval)
             whole = part if whole is None else whole.compose(part, _TAIL)
     return whole, interval
+
+
+@lru_cache(maxsize=16)
+def _part(release: Release, count: int, interval: float) -> Any:
+    """One kind, composed; kept, as what was released before does not change while others do."""
+    # Imported here: it brings scipy.stats with it, two thirds of a second, which a command that
+    # only reads a ledger's counts, or prints its help, need not wait for.
+    from dp_accounting.pld import pld_pmf, privacy_loss_distribution
+
+    first, masses = on_lattice(dominating(release), interval)
+    return _power(privacy_loss_distribution.PrivacyLossDistribution(
+        pld_pmf.DensePLDPmf(interval, first, masses, SLACK, True)), count)
 
 
 @lru_cache(maxsize=1024)
@@ -296,8 +324,6 @@ def _pure(counts: tuple[tuple[float, int], ...], delta: float) -> float:
         return plain
     if releases > MAX_RELEASES or counts[-1][0] > _LARGE_EPSILON:
         return plain
-    from dp_accounting.pld import common, privacy_loss_distribution
-
     if len(counts) == 1:
         interval = counts[0][0]  # puts both losses, epsilon' and -epsilon', exactly on it
     else:
@@ -305,15 +331,21 @@ def _pure(counts: tuple[tuple[float, int], ...], delta: float) -> float:
     whole: Any = None
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for epsilon, count in counts:
-            # Rounding epsilon' up to the lattice costs its relative error once. Rounding the two
-            # losses up, which the library would do, costs the absolute error at every release.
-            rounded = math.ceil(epsilon / interval) * interval
-            one = privacy_loss_distribution.from_privacy_parameters(
-                common.DifferentialPrivacyParameters(rounded), interval
-            )
-            part = _power(one, count)
+            part = _pure_part(epsilon, count, interval)
             whole = part if whole is None else whole.compose(part, _TAIL)
         return _solve(whole, interval, delta - FFT_ERROR, plain)
+
+
+@lru_cache(maxsize=16)
+def _pure_part(epsilon: float, count: int, interval: float) -> Any:
+    """:func:`_part` of any epsilon-differentially private mechanism."""
+    from dp_accounting.pld import common, privacy_loss_distribution
+
+    # Rounding epsilon' up to the lattice costs its relative error once. Rounding the two losses
+    # up, which the library would do, costs the absolute error at every release.
+    rounded = math.ceil(epsilon / interval) * interval
+    return _power(privacy_loss_distribution.from_privacy_parameters(
+        common.DifferentialPrivacyParameters(rounded), interval), count)
 
 
 def _interval(square: float, most: float, enough: float) -> float:

@@ -12,8 +12,8 @@ from accord.objective import OBJECTIVES
 from accord.puzzle import expected_hashes
 from accord.schema import Field
 from accord.task import Task
-from accord.words import duration, number, wrapped
-from client.accounting import affordable, best_guess, epsilon_total
+from accord.words import bound, duration, number, wrapped
+from client.accounting import affordable, best_guess, certainty, epsilon_total
 from client.meaning import in_words
 from client.noise import Release
 
@@ -36,6 +36,7 @@ class Price(Struct, frozen=True):
         expected: how many updates are ours until training ends, if it goes as planned.
         projected: epsilon in all after those, or after all that the budget buys, if fewer.
         guess: how often the best attacker is right then (:func:`client.accounting.best_guess`).
+        sure: how sure it can become (:func:`client.accounting.certainty`).
     """
 
     per_update: float | None
@@ -45,6 +46,7 @@ class Price(Struct, frozen=True):
     expected: int
     projected: float
     guess: float
+    sure: float
 
 
 def price(
@@ -70,7 +72,8 @@ def price(
     likely = after(min(expected, updates))
     return Price(release.amplified if release.mechanism == "laplace" else None,
                  epsilon_total(already, delta), updates, epsilon_total(after(updates), delta),
-                 expected, epsilon_total(likely, delta), best_guess(likely, delta))
+                 expected, epsilon_total(likely, delta), best_guess(likely, delta),
+                 certainty(likely, delta))
 
 
 def about_task(task: Task, signed: SignedTask) -> str:
@@ -107,25 +110,29 @@ def about_task(task: Task, signed: SignedTask) -> str:
 
 def about_price(
     price: Price, release: Release, budget: float, delta: float, task: Task,
-    door: AdmissionPuzzle,
+    door: AdmissionPuzzle, delay: float = 0.0,
 ) -> str:
     """What it costs, what leaves this machine, and what never does."""
-    buys = (f"Your budget of {number(budget)} at delta {delta:g} buys {price.updates:,} "
-            f"{_kind(task)} of yours")
-    enough = (f"{buys}; if training goes as planned, it takes {price.expected:,}"
-              + (", and stops you before." if price.updates < price.expected else
-                 f", and costs {number(price.projected)}."))
-    one = "" if price.per_update is None else (
-        f"One update costs epsilon {number(price.per_update)} (after sampling). ")
+    rounds = _kind(task)
+    whole = (f"Your budget of {number(budget)} at delta {delta:g} buys {price.updates:,} {rounds} "
+             f"of yours. You are likely to make {price.expected:,} at most, ")
+    if price.updates < price.expected:
+        whole += "so you would drop out before the training ends."
+    else:
+        whole += (f"which cost {bound(price.projected)} together. (Costs do not add up: many "
+                  "noises hide each other.)")
     lines = [
         f"Your data   {release.rows:,} rows, {release.batch:,} drawn for each update",
         f"Noise       {release.mechanism.capitalize()}, of epsilon {number(release.epsilon)} for "
         f"the rows drawn: about {number(release.noise_ratio)} times as long as the most that they "
         "can say",
-        f"Price       {one}{enough}",
+        f"Price       {whole}",
     ]
     lines += [f"{'Meaning' if not i else '':<12}{text}" for i, text in enumerate(
-        in_words(price.projected, delta, price.guess, release.rows))]
+        in_words(price.projected, delta, price.guess, price.sure))]
+    if delay:
+        lines.append(f"Delay       with --delay {delay:g} you make fewer updates than others: say "
+                     "how many with --updates, and the noise is less")
     if price.already:
         lines.append(f"Before      epsilon {number(price.already)} was spent by earlier trainings "
                      "with this data, and is in these sums")
@@ -134,7 +141,8 @@ def about_price(
         f"{duration(max(1.0, expected_hashes(door.difficulty) / _HASHES))} of work",
         f"Sent        noised updates of {task.dimension:,} numbers, solved puzzles, and how many "
         "clients you ask for",
-        "Never sent  your rows, how many there are, your epsilon, batch and budget",
+        "Never sent  your rows, how many there are, your epsilon, batch and budget. But the size "
+        "of the noise shows: who knows your budget can tell from it about how many rows you have",
     ]
     return "\n".join(wrapped(line, _HANG) for line in lines)
 
@@ -209,10 +217,12 @@ def about_noise(release: Release) -> str | None:
     ratio = release.noise_ratio
     if ratio < _LOUD:
         return None
+    more = ("More rows, fewer --updates or a larger --budget make it shorter."
+            if release.batch == release.rows else
+            f"A larger --batch (of {release.rows:,} rows) or a larger total makes it shorter.")
     return wrapped(
         f"The noise of one update is about {number(ratio)} times as long as the most that your "
-        f"rows can say in it, so little may be learnt. A larger --batch (of {release.rows:,} rows) "
-        "or --epsilon makes it shorter.")
+        f"rows can say in it, so little may be learnt. {more}")
 
 
 def _kind(task: Task) -> str:

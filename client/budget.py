@@ -55,6 +55,17 @@ class _Kind(Struct, frozen=True, forbid_unknown_fields=True):
     release: Release
 
 
+def ledger_name(directory: Path, identity: str, fingerprint: str) -> str:
+    """Which ledger is a data set's: that of its rows, or one that was begun for its file's bytes
+    when ledgers were named by those, so that nothing that was spent is forgotten.
+
+    Args:
+        directory: of the ledgers.
+        identity, fingerprint: of the data set (:class:`client.dataset.Dataset`).
+    """
+    return fingerprint if (directory / f"{fingerprint}.ledger").exists() else identity
+
+
 class Ledger:
     """The file that says what was released from one data set; append-only, for one process.
 
@@ -63,6 +74,7 @@ class Ledger:
     Args:
         directory: where ledgers are kept; made, for its owner only, if it is not there.
         fingerprint: the data set's, in lower-case hexadecimal. No row is ever in the file.
+        read_only: look only, also while another process spends; nothing can be spent.
 
     Raises:
         Problem: ``LOCKED``, another process has it open; ``BAD_LEDGER``, it is damaged; ``DISK``,
@@ -70,7 +82,7 @@ class Ledger:
         ValueError: the fingerprint is not hexadecimal.
     """
 
-    def __init__(self, directory: Path, fingerprint: str) -> None:
+    def __init__(self, directory: Path, fingerprint: str, *, read_only: bool = False) -> None:
         if not _FINGERPRINT.fullmatch(fingerprint):
             raise ValueError(f"{fingerprint!r} is not a fingerprint")
         self.path: Final = directory / f"{fingerprint}.ledger"
@@ -83,7 +95,11 @@ class Ledger:
         self._fd = -1
         self._usable = True
         try:
-            self._open(directory)
+            if read_only:
+                self._usable = False
+                self._take_all(self.path.read_bytes())
+            else:
+                self._open(directory)
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
@@ -179,18 +195,25 @@ class Ledger:
 
     def _replay(self, content: bytes) -> None:
         """Take in the whole file; cut a torn tail off."""
-        lines = content.split(b"\n")
-        tail = lines.pop()
-        for place, line in enumerate(lines, 1):
-            if not self._take(line):
-                raise Problem(BAD_LEDGER, path=self.path, line=place)
-        if tail and self._take(tail):
-            # Whole but for its line feed: it may have been all that was lost, so it counts.
+        tail, whole = self._take_all(content)
+        if whole:
             os.write(self._fd, b"\n")
             os.fdatasync(self._fd)
         elif tail:
             os.ftruncate(self._fd, self._size)
             os.fdatasync(self._fd)
+
+    def _take_all(self, content: bytes) -> tuple[bytes, bool]:
+        """Take in all lines; what follows the last line feed, and whether it was a line.
+
+        A line that is whole but for its line feed counts: that may have been all that was lost.
+        """
+        lines = content.split(b"\n")
+        tail = lines.pop()
+        for place, line in enumerate(lines, 1):
+            if not self._take(line):
+                raise Problem(BAD_LEDGER, path=self.path, line=place)
+        return tail, bool(tail) and self._take(tail)
 
     def _take(self, line: bytes) -> bool:
         """Take in one line, without its line feed; False if it is not what belongs here."""

@@ -9,19 +9,20 @@ from typing import Any
 import click
 
 from accord.console import command, json_option, result, state_option
-from accord.words import number, wrapped
+from accord.words import bound, number, wrapped
 from client.accounting import (
     affordable,
     affordable_epsilon,
     best_guess,
+    certainty,
     epsilon_total,
     pure_total,
 )
-from client.budget import Ledger
-from client.dataset import identity, read
+from client.budget import Ledger, ledger_name
+from client.dataset import fingerprint, identity, read
 from client.meaning import in_words
 from client.noise import Mechanism, Release
-from client.wishes import check_noise, option_problem
+from client.wishes import check_delta, check_noise, option_problem
 
 noise_option = click.option(
     "--noise", type=click.Choice(["laplace", "gaussian"]), default="laplace", show_default=True,
@@ -36,9 +37,11 @@ noise_option = click.option(
               help="Epsilon in all: without --epsilon, how little noise it buys; with it, how "
               "many updates.")
 @click.option("--updates", type=int, metavar="T", help="How many updates are sent.")
-@click.option("--batch", type=int, help="Rows drawn per update.")
+@click.option("--batch", type=int, help="Rows drawn per update.  [all]")
 @click.option("--rows", type=int, metavar="N", help="Rows in the file.")
-@click.option("--features", type=int, metavar="D", help="Numbers in the model: its weights.")
+@click.option("--features", type=int, metavar="D",
+              help="Numbers in the model: one for each column of numbers, one for each word of the "
+              "others, and one more.")
 @click.option("--delta", type=float, default=1e-6, show_default=True,
               help="Chance at which the promise may fail.")
 @noise_option
@@ -81,13 +84,18 @@ def _price(
     rows: int | None, features: int | None, delta: float, noise: Mechanism,
 ) -> tuple[dict[str, Any], str]:
     """What is said of releases that are to be, for a machine and for a person."""
-    if batch is None or rows is None or features is None:
-        raise option_problem("--batch, --rows and --features", "are all needed (or --data)")
-    for name, count in (("--batch", batch), ("--features", features), ("--updates", updates)):
+    for name, value in (("--rows", rows), ("--features", features)):
+        if value is None:
+            raise option_problem(name, "is needed (or --data FILE, for what a file has spent)")
+    assert rows is not None and features is not None
+    batch = rows if batch is None else batch
+    for name, count in (("--rows", rows), ("--batch", batch), ("--features", features),
+                        ("--updates", updates)):
         if count is not None and count < 1:
             raise option_problem(name, f"must be at least 1, not {count}")
     if batch > rows:
         raise option_problem("--batch", f"is {batch:,} and there are {rows:,} rows")
+    check_delta(delta, rows)
     own = delta if noise == "gaussian" else 0.0
     if epsilon is None:
         if limit is None or updates is None:
@@ -101,31 +109,31 @@ def _price(
                 raise option_problem("--updates", "is needed, or --budget")
             updates = affordable(kind, limit, delta)
     total = epsilon_total({kind: updates}, delta)
-    guess = best_guess({kind: updates}, delta)
+    guess, sure = best_guess({kind: updates}, delta), certainty({kind: updates}, delta)
     told: dict[str, Any] = {
         "epsilon": epsilon, "noise": noise, "batch": batch, "rows": rows, "features": features,
         "updates": updates, "delta": delta, "budget": limit, "noise_ratio": kind.noise_ratio,
         "epsilon_update": kind.amplified if noise == "laplace" else None,
-        "epsilon_total": total, "guess": guess,
+        "epsilon_total": total, "guess": guess, "sure": sure,
         "epsilon_total_pure": _or_none(pure_total({kind: updates}, delta)),
         "epsilon_sum": kind.amplified * updates if noise == "laplace" else None,
     }
     lines = [
         f"{updates:,} updates with {noise.capitalize()} noise of epsilon {number(epsilon)} each, "
         f"for {batch:,} rows drawn out of {rows:,}, of {features:,} numbers:",
-        f"Total      epsilon {number(total)} at delta {delta:g}",
+        f"Total      epsilon {bound(total)} at delta {delta:g}",
     ]
     if noise == "laplace":
         lines.append(
-            f"Otherwise  {number(pure_total({kind: updates}, delta))}, were nothing known of the "
-            f"noise but its epsilon; {number(kind.amplified * updates)} by plain summing")
+            f"Otherwise  {bound(pure_total({kind: updates}, delta))}, were nothing known of the "
+            f"noise but its epsilon, and {bound(kind.amplified * updates)} were they just added up")
     lines.append(f"Noise      about {number(kind.noise_ratio)} times as long as the most that the "
-                 "rows can say in one update")
+                 "rows can say in one update (below 1 little is lost, above 5 little is learnt)")
     if limit is not None and total > limit:
         lines.append(f"Beyond     your budget of {number(limit)}, which buys "
                      f"{affordable(kind, limit, delta):,} updates")
     facts = [wrapped(line, 0 if not i else 11) for i, line in enumerate(lines)]
-    return told, "\n".join([*facts, "", *map(wrapped, in_words(total, delta, guess, rows))])
+    return told, "\n".join([*facts, "", *map(wrapped, in_words(total, delta, guess, sure))])
 
 
 def _or_none(value: float) -> float | None:
@@ -135,24 +143,27 @@ def _or_none(value: float) -> float | None:
 
 def _spent(data: Path, ledgers: Path, delta: float) -> tuple[dict[str, Any], str]:
     """What is said of a file's ledger, for a machine and for a person."""
-    name = identity(read(data, 1))
+    columns = read(data, 1)
+    name = ledger_name(ledgers, identity(columns), fingerprint(data))
     if not (ledgers / f"{name}.ledger").exists():
         told: dict[str, Any] = {"data": str(data), "ledger": None, "updates": 0,
-                                "epsilon_total": 0.0, "guess": 0.5, "delta": delta, "tasks": []}
+                                "epsilon_total": 0.0, "guess": 0.5, "sure": 0.5,
+                                "delta": delta, "tasks": []}
         return told, wrapped(f"Nothing was ever sent of {data}, as far as {ledgers} knows.")
-    with Ledger(ledgers, name) as book:
+    with Ledger(ledgers, name, read_only=True) as book:
         counts = book.counts()
         tasks = [(task, book.count(task), book.total(delta, task)) for task in book.tasks()]
     total, guess = epsilon_total(counts, delta), best_guess(counts, delta)
+    sure = certainty(counts, delta)
     told = {
         "data": str(data), "ledger": str(ledgers / f"{name}.ledger"),
-        "updates": sum(counts.values()), "epsilon_total": total, "guess": guess, "delta": delta,
+        "updates": sum(counts.values()), "epsilon_total": total, "guess": guess, "sure": sure,
+        "delta": delta,
         "tasks": [{"task": task, "updates": count, "epsilon": cost} for task, count, cost in tasks],
     }
     lines = [f"{data} has paid for {sum(counts.values()):,} updates in all, which come to epsilon "
-             f"{number(total)} at delta {delta:g}:"]
-    lines += [f"  {task[:16]}...  {count:>9,} updates, epsilon {number(cost)} by themselves"
+             f"{bound(total)} at delta {delta:g}:"]
+    lines += [f"  {task[:16]}...  {count:>9,} updates, epsilon {bound(cost)} by themselves"
               for task, count, cost in tasks]
-    rows = max((kind.rows for kind in counts), default=1)
-    lines += ["", *in_words(total, delta, guess, rows)]
+    lines += ["", *in_words(total, delta, guess, sure)]
     return told, "\n".join(wrapped(line) for line in lines)

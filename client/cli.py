@@ -45,8 +45,8 @@ from accord.problems import (
     Problem,
 )
 from accord.task import Task, open_task, task_id
-from accord.words import number, wrapped
-from client.accounting import best_guess
+from accord.words import bound, number, wrapped
+from client.accounting import best_guess, certainty
 from client.agent import Agent, fetch_puzzle, fetch_task
 from client.briefing import (
     about_judging,
@@ -56,7 +56,7 @@ from client.briefing import (
     most_strikes,
     price,
 )
-from client.budget import Budget, Ledger
+from client.budget import Budget, Ledger, ledger_name
 from client.budget_cli import noise_option
 from client.dataset import fingerprint, load, read
 from client.meaning import in_words
@@ -66,6 +66,7 @@ from client.progress import shown
 from client.session import Pace, Session, hold_session, load_session, save_session
 from client.trainer import Trainer
 from client.wishes import (
+    check_delta,
     check_output,
     check_patience,
     check_replaceable,
@@ -112,6 +113,9 @@ _wait_option = click.option(
 @click.option("--leave-if-share", type=float, metavar="SHARE",
               help="Leave when at least this share of the judged clients is struck (0.5: half), "
               "with 3 or more judged.")
+@click.option("--ignore-columns", is_flag=True,
+              help="Leave out columns that the task does not know, instead of refusing them: one "
+              "file, and one ledger, for trainings that ask for different columns.")
 @click.option("--delay", type=float, default=0.0, show_default=True, metavar="SECONDS",
               help="Wait a random time of up to so long before each update, so that its moment "
               "tells less.")
@@ -129,9 +133,9 @@ async def join(
     onion: str, data: Path, min_clients: int, budget: float, delta: float, updates: int | None,
     epsilon: float | None, batch: int | None, noise: Mechanism, curator: str | None,
     session_path: Path | None, ledger: Path | None, max_difficulty: int,
-    leave_if_struck: bool, leave_if_share: float | None, delay: float, output: Path | None,
-    again: bool, go_on: bool, no_wait: bool, patience: float, tor: TorOptions, state: Path,
-    as_json: bool,
+    leave_if_struck: bool, leave_if_share: float | None, ignore_columns: bool, delay: float,
+    output: Path | None, again: bool, go_on: bool, no_wait: bool, patience: float, tor: TorOptions,
+    state: Path, as_json: bool,
 ) -> None:
     """Join the training at ONION with your own data: see the task, and what it costs.
 
@@ -160,7 +164,8 @@ async def join(
            if value is not None},
         "min_clients": min_clients, "budget": budget, "delta": delta, "noise": noise,
         "max_difficulty": max_difficulty, "leave_if_struck": leave_if_struck,
-        "leave_if_share": leave_if_share, "delay": delay, "ledger": str(ledgers),
+        "leave_if_share": leave_if_share, "ignore_columns": ignore_columns, "delay": delay,
+        "ledger": str(ledgers),
         "output": str(output)}
     next_command = _solve_command(onion, session_path, state, tor)
     old = check_replaceable(path, session_path is not None, wishes, again, next_command)
@@ -170,14 +175,18 @@ async def join(
                 lambda: fetch_task(line), min(patience, 60.0),
                 lambda why: say(f"Not there yet ({why}); trying again."))
             task = _check_task(signed, onion, curator, min_clients, delay)
-            mine = await asyncio.to_thread(load, data, task.data, batch or 1)
+            # All that is asked is asked before the rows are looked at: whether, and how soon, the
+            # second question comes would tell whether all of them are as the task says.
             door = await fetch_puzzle(line, max_difficulty)
+        mine = await asyncio.to_thread(load, data, task.data, batch or 1,
+                                       ignore_columns)
+        check_delta(delta, len(mine.labels))
         if old is not None and updates is None:
             # What was chosen then is chosen still, whatever has been spent since.
             epsilon, batch = old.epsilon, old.batch
         if not as_json:
-            say("Reckoning what it will cost in privacy ...\n")
-        with Ledger(ledgers, mine.identity) as book:
+            say("Reckoning what it will cost in privacy; this takes some seconds ...\n")
+        with Ledger(ledgers, ledger_name(ledgers, mine.identity, mine.fingerprint)) as book:
             release = await asyncio.to_thread(
                 plan, task, len(mine.labels), min_clients, budget, delta, noise, epsilon, batch,
                 updates, book.counts())
@@ -185,10 +194,11 @@ async def join(
                                            expected_updates(task, min_clients))
         if not as_json:
             say(about_task(task, signed) + "\n")
-            say(about_price(cost, release, budget, delta, task, door) + "\n")
-            say(about_judging(task, max_difficulty) + "\n")
         if drowned := about_noise(release):
-            warn(drowned)
+            warn(drowned + "\n")
+        if not as_json:
+            say(about_price(cost, release, budget, delta, task, door, delay) + "\n")
+            say(about_judging(task, max_difficulty) + "\n")
         if session_path is None:
             private_directory(private_directory(state) / "sessions")
         with hold_session(path):
@@ -207,7 +217,7 @@ async def join(
                 "budget": budget, "delta": delta, "epsilon_update": cost.per_update,
                 "epsilon_before": cost.already, "updates": cost.updates,
                 "epsilon_total": cost.total, "updates_expected": cost.expected,
-                "epsilon_expected": cost.projected, "guess": cost.guess,
+                "epsilon_expected": cost.projected, "guess": cost.guess, "sure": cost.sure,
                 "noise_ratio": release.noise_ratio,
                 "difficulty": door.difficulty, "test": task.validation.test,
                 "validation": task.validation.digest or None,
@@ -342,12 +352,14 @@ async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: b
     session = load_session(path)
     await asyncio.to_thread(_check_data, session)
     task = open_task(session.task, session.onion)
-    data = await asyncio.to_thread(load, Path(session.data), task.data, session.batch)
+    data = await asyncio.to_thread(load, Path(session.data), task.data, session.batch,
+                                   session.ignore_columns)
     if data.fingerprint != session.fingerprint:
         raise Problem(DATA_CHANGED, path=session.data)
     release = session.release(len(data.labels), task.dimension)
     name = task_id(session.task)
-    with Ledger(Path(session.ledger), data.identity) as book:
+    ledgers = Path(session.ledger)
+    with Ledger(ledgers, ledger_name(ledgers, data.identity, data.fingerprint)) as book:
         budget = await asyncio.to_thread(
             Budget, book, name, release, session.budget, session.delta)
         trainer = Trainer(task, data, release, budget.spend)
@@ -358,18 +370,20 @@ async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: b
             outcome = await agent.run()
         spent, updates = await asyncio.to_thread(budget.spent), book.count(name)
         guess = await asyncio.to_thread(best_guess, book.counts(), session.delta)
+        sure = await asyncio.to_thread(certainty, book.counts(), session.delta)
     session, saved = agent.session, outcome == "published"
     told = {
         "event": "end", "outcome": outcome, "updates": updates, "epsilon_total": spent,
-        "guess": guess, "noise": session.noise, "delta": session.delta, "epsilon": session.epsilon,
-        "batch": session.batch, "rows": release.rows, "min_clients": session.min_clients,
+        "guess": guess, "sure": sure, "noise": session.noise, "delta": session.delta,
+        "epsilon": session.epsilon, "batch": session.batch, "rows": release.rows,
+        "min_clients": session.min_clients,
         "model": session.output if saved else None, "seconds": time.monotonic() - began,
         **_verdict(session),
     }
     words = f"We paid for {updates:,} update{'' if updates == 1 else 's'} in this training. " \
-            f"This data has cost epsilon {number(spent)} of {number(session.budget)} in all, at " \
+            f"This data has cost epsilon {bound(spent)} of {number(session.budget)} in all, at " \
             f"delta {session.delta:g}.\n" + "\n".join(
-                in_words(spent, session.delta, guess, release.rows))
+                in_words(spent, session.delta, guess, sure))
     if saved:
         result(told, as_json, wrapped(
             f"The model is saved as {session.output}, and its address has signed it.\n{words}"))

@@ -90,21 +90,25 @@ def read(path: Path, batch: int) -> Columns:
     columns = read_table(path)
     rows = len(next(iter(columns.values())))
     if rows < batch:
-        raise Problem(TOO_FEW_ROWS, path=path, rows=rows, needed=batch, why=" for --batch")
+        raise Problem(TOO_FEW_ROWS, path=path, rows=rows, needed=batch, why=f" for --batch {batch}")
     return columns
 
 
-def load(path: Path, schema: Schema, batch: int) -> Dataset:
+def load(path: Path, schema: Schema, batch: int, ignore: bool = False) -> Dataset:
     """Read a data file, check every cell, standardise.
 
     Args:
         path: CSV or Parquet.
         schema: the task's.
         batch: how many rows it must have at least.
+        ignore: leave out columns that the schema does not know; they still belong to the rows'
+            :attr:`Dataset.identity`, so that the same file has the same ledger whatever is asked.
 
     Raises:
         Problem: those of :func:`read` and :meth:`accord.schema.Schema.encode`.
     """
     columns = read(path, batch)
-    rows, labels = schema.encode(columns, str(path))
+    known = {field.name for field in schema.fields}
+    asked = {name: cells for name, cells in columns.items() if not ignore or name in known}
+    rows, labels = schema.encode(asked, str(path))
     return Dataset(rows, labels, fingerprint(path), path, identity(columns))

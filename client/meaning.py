@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from accord.words import number
+from accord.words import bound
 
 STRENGTHS: Final[tuple[tuple[float, str], ...]] = (
     (1.0, "strong"), (3.0, "fair"), (8.0, "weak"), (math.inf, "next to none"))
@@ -18,41 +18,34 @@ def strength(epsilon: float) -> str:
     return next(word for most, word in STRENGTHS if epsilon <= most)
 
 
-def certainty(epsilon: float) -> float:
-    """Where somebody's belief of 1/2 about a row can be moved to at most, but for delta."""
-    return 1 / (1 + math.exp(-min(epsilon, 700.0)))
-
-
 def percent(share: float) -> str:
-    """A share that is rounded up, as it is an upper bound: 57 %, 99.2 %, more than 99.9 %."""
-    if share > 0.999:
-        return "more than 99.9 %"
+    """A share that is rounded up, as it is an upper bound: 57 %, 99.2 %, 100 %."""
     if share > 0.99:
         return f"{math.ceil(share * 1000) / 10:g} %"
     return f"{math.ceil(share * 100)} %"
 
 
-def in_words(epsilon: float, delta: float, guess: float, rows: int) -> list[str]:
+def in_words(
+    epsilon: float, delta: float, guess: float, sure: float
+) -> list[str]:
     """What a total promises, a paragraph each.
 
     Args:
-        epsilon, delta: the total. guess: see :func:`client.accounting.best_guess`.
-        rows: how many there are.
+        epsilon, delta: the total.
+        guess: see :func:`client.accounting.best_guess`.
+        sure: see :func:`client.accounting.certainty`.
     """
     told = [
         f"Protection of each row: {strength(epsilon)}. Somebody who knows all your other "
         "rows, sees all that is sent, and has to say which of two rows is the one that you have, "
         f"is right at most {percent(guess)} of the time. A coin is right 50 % of the time.",
         f"Now and then what is sent tells more than usual; but nobody who holds it 50:50 can "
-        f"become more than {percent(certainty(epsilon))} sure, except with a chance of one in "
-        f"{1 / delta:,.0f}. (Epsilon {number(epsilon)} at delta {delta:g}.)",
+        f"become more than {percent(sure)} sure, except with a chance of one in "
+        f"{1 / delta:,.0f}. (Epsilon {bound(epsilon)} at delta {delta:g}.)",
     ]
-    if delta * rows > 1:
-        told.append(f"With {rows:,} rows that chance comes true for some row: choose a smaller "
-                    "--delta.")
     if epsilon > STRENGTHS[1][0]:
         told.append("For a stronger protection choose a smaller --budget, or join with more "
                     "rows: the same model then costs each of them less.")
-    told.append("If one person has several rows, each of them adds to what can be learnt of that "
-                "person.")
+    told.append("What is protected is a row. Give one row for each person: several of one person "
+                "tell more of that person.")
     return told

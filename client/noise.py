@@ -45,7 +45,7 @@ Mechanism = Literal["laplace", "gaussian"]
 MOST_GAUSSIAN: Final = 100.0
 """Largest epsilon of Gaussian noise; it is next to nothing long before."""
 
-LEAST_DELTA: Final = 1e-30
+LEAST_DELTA: Final = 1e-12
 """Smallest delta of one release with Gaussian noise."""
 
 SNAP_BITS: Final = 20

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from accord.console import say
 from accord.problems import KINDS, ROUND_OPEN, TOO_FEW_CLIENTS, PeerProblem
-from accord.words import duration, number
+from accord.words import bound, duration, number
 from client.events import (
     Admitted,
     Event,
@@ -36,6 +36,9 @@ EVERY: Final = 10.0
 JSON_EVERY: Final = 0.25
 _LASTING: Final = (Admitted, Spent, Struck, Late)
 """What nobody may overlook: it is told however much else is, and stays on a terminal."""
+
+_NEED_NOT: Final = ("You need not wait: Ctrl-C is safe, nothing more is spent, and the same "
+                    "command gets the model later.")
 
 
 @contextmanager
@@ -99,7 +102,7 @@ def words(event: Event, budget: float) -> str:
             return _following(event)
         case Update(updates=updates, epsilon=epsilon):
             many = "" if updates == 1 else "s"
-            return (f"Training: {updates:,} update{many}, epsilon {number(epsilon)} of "
+            return (f"Training: {updates:,} update{many}, epsilon {bound(epsilon)} of "
                     f"{number(budget)} spent.")
         case Struck(strikes=strikes, struck=struck, judged=judged):
             return (f"The broker has given us {strikes:,} strike{'' if strikes == 1 else 's'}: our "
@@ -110,7 +113,7 @@ def words(event: Event, budget: float) -> str:
         case Reconnecting(why=why, seconds=pause):
             return f"No connection ({why}); trying again in {pause:.0f} s."
         case Spent(epsilon=epsilon, budget=whole):
-            return f"The privacy budget is spent: epsilon {number(epsilon)} of {number(whole)}."
+            return f"The privacy budget is spent: epsilon {bound(epsilon)} of {number(whole)}."
         case Late():
             return ("Training had ended before we were admitted: your data were not used. "
                     "Fetching the model all the same.")
@@ -120,7 +123,7 @@ def words(event: Event, budget: float) -> str:
 def _following(event: Following) -> str:
     if event.phase == "training":
         return (f"Waiting for the model: training goes on, {event.updates:,} of at most "
-                f"{event.max_updates:,} updates.")
+                f"{event.max_updates:,} updates. {_NEED_NOT}")
     how = "is paused" if event.phase == "paused" else "has not begun"
     return (f"Training {how} ({event.clients:,} of {event.needed:,} clients); the model comes at "
-            f"the latest in {duration(event.left)}.")
+            f"the latest in {duration(event.left)}. {_NEED_NOT}")

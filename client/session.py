@@ -144,6 +144,7 @@ class Session(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         output: where the model goes.
         puzzle, solution: of the door. token: what the broker knows this client by.
         leave_if_struck, leave_if_share: see :class:`Wishes`.
+        ignore_columns: columns that the task does not know are left out.
         delay: before each update, a random time of up to so many seconds is waited.
         verdict: what the broker said last of strikes.
         outcome: "budget-spent" when no more updates may be sent, "published" when the model is
@@ -170,6 +171,7 @@ class Session(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     leave_if_share: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
     delay: Annotated[float, Meta(ge=0.0, le=MOST_DELAY)] = 0.0
     noise: Mechanism = "laplace"
+    ignore_columns: bool = False
     verdict: Verdict = Verdict()
     outcome: Outcome | None = None
 

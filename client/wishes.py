@@ -49,6 +49,18 @@ def check_noise(epsilon: float | None, budget: float | None, delta: float,
                 "--delta", f"must be at least {LEAST_DELTA:g} for Gaussian noise, not {delta:g}")
 
 
+def check_delta(delta: float, rows: int) -> None:
+    """Refuse a delta at which the promise fails for some row.
+
+    Raises:
+        Problem: ``BAD_OPTION``.
+    """
+    if delta * rows >= 1:
+        raise option_problem(
+            "--delta", f"is {delta:g}: of {rows:,} rows at least one might have no protection at "
+            f"all; it must be well below {1 / rows:.2g}")
+
+
 def check_typed(epsilon: float | None, batch: int | None, min_clients: int, budget: float,
                 delta: float, noise: Mechanism, updates: int | None, curator: str | None,
                 max_difficulty: int, leave_if_share: float | None, patience: float,
@@ -109,7 +121,7 @@ _WISHES: Final = {
     "min_clients": "--min-clients", "budget": "--budget", "delta": "--delta",
     "max_difficulty": "--max-difficulty", "ledger": "--ledger", "output": "--output",
     "leave_if_struck": "--leave-if-struck", "leave_if_share": "--leave-if-share",
-    "delay": "--delay", "task": "task"}
+    "ignore_columns": "--ignore-columns", "delay": "--delay", "task": "task"}
 
 
 def check_replaceable(

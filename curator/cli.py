@@ -195,7 +195,7 @@ class _Order:
     def join(self, onion: str) -> str:
         """What somebody types to take part."""
         return (f"tormentor join {onion} --curator {self.signed.curator.hex()} --data YOUR.csv "
-                f"--epsilon 1 --min-clients {self.clients}{self.way}")
+                f"--budget 2 --min-clients {self.clients}{self.way}")
 
 
 def _order(

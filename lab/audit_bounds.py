@@ -13,7 +13,6 @@ Here ``D`` and ``D'`` are any two data sets, and an attack is any number made of
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -155,9 +154,3 @@ def _counts(null: Floats, other: Floats) -> Iterator[tuple[Floats, Floats, Float
     alarms, hits = (len(each) - np.searchsorted(each, thresholds, "right").astype(np.float64)
                     for each in (low, high))
     yield thresholds, alarms, hits
-
-
-def rightest(epsilon: float, delta: float) -> float:
-    """The largest share of right guesses about a fair coin that (epsilon, delta) allows:
-    ``(e^epsilon + delta) / (1 + e^epsilon)`` (Kairouz, Oh and Viswanath, ICML 2015)."""
-    return (1.0 + delta * math.exp(-epsilon)) / (1.0 + math.exp(-epsilon))

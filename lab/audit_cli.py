@@ -203,10 +203,15 @@ def _tell(verdicts: list[Verdict], delta: float, confidence: float, trials: int,
         raise problem
 
 
+def _at_most(verdict: Verdict, delta: float) -> float:
+    """How often an attacker is right at most, by the ledger."""
+    from client.accounting import best_guess
+
+    return best_guess({verdict.game.kind: verdict.game.updates}, delta)
+
+
 def _plain(verdict: Verdict, delta: float) -> dict[str, Any]:
     """A verdict for a machine."""
-    from lab.audit_bounds import rightest
-
     game, finding = verdict.game, verdict.finding
     return {
         "noise": game.kind.mechanism, "epsilon": game.kind.epsilon, "batch": game.kind.batch,
@@ -216,7 +221,7 @@ def _plain(verdict: Verdict, delta: float) -> dict[str, Any]:
         "ledger": verdict.ledger, "of_ideal": _ratio(finding.epsilon, verdict.ideal.epsilon),
         "of_ledger": _ratio(finding.epsilon, verdict.ledger), "watched": finding.event.score,
         "hits": finding.hits, "false_alarms": finding.alarms, "right": finding.right,
-        "ideal_right": verdict.ideal.right, "right_at_most": rightest(verdict.ledger, delta),
+        "ideal_right": verdict.ideal.right, "right_at_most": _at_most(verdict, delta),
         "broken": verdict.broken,
     }
 
@@ -231,8 +236,6 @@ def _show(verdicts: list[Verdict], delta: float, confidence: float, trials: int)
     from rich.console import Console
     from rich.table import Table
 
-    from lab.audit_bounds import rightest
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for name in ("noise", "up-\ndates", "other\nrows", "ε\nshown", "ideal", "in\nledger",
                  "of\nideal", "of\nledger", "right", "at\nmost", ""):
@@ -244,7 +247,7 @@ def _show(verdicts: list[Verdict], delta: float, confidence: float, trials: int)
             each.game.kind.mechanism, str(each.game.updates), each.game.others,
             f"[bold]{shown:.2f}[/]", f"{each.ideal.epsilon:.2f}", f"{each.ledger:.2f}",
             *("" if r is None else f"{r:.0%}" for r in ratios),
-            f"{each.finding.right:.1%}", f"{rightest(each.ledger, delta):.1%}",
+            f"{each.finding.right:.1%}", f"{_at_most(each, delta):.1%}",
             "[red]BROKEN[/]" if each.broken else "[green]holds[/]")
     Console(width=None if Console().is_terminal else _WIDTH).print(table)
     click.echo(_words(verdicts, delta, confidence, trials))
@@ -252,8 +255,6 @@ def _show(verdicts: list[Verdict], delta: float, confidence: float, trials: int)
 
 def _words(verdicts: list[Verdict], delta: float, confidence: float, trials: int) -> str:
     """What the table says, for somebody who has never heard of epsilon."""
-    from lab.audit_bounds import rightest
-
     lines = ["An attacker knows everything but one row, which is one of two opposite ones, sees "
              "all updates and guesses. A coin would be right half of the time."]
     for mechanism in dict.fromkeys(each.game.kind.mechanism for each in verdicts):
@@ -264,14 +265,14 @@ def _words(verdicts: list[Verdict], delta: float, confidence: float, trials: int
             f"- With {mechanism} noise, after {count} update{'s' * (count > 1)}, he was right "
             f"{best.finding.right:.1%} of the time (the best attack there is, on flawless code: "
             f"about {best.ideal.right:.1%}); the ledger says at most "
-            f"{rightest(best.ledger, delta):.1%}.")
+            f"{_at_most(best, delta):.1%}.")
     lines += [
         "",
         "ε shown: the updates give away at least this. ideal: what the best attack on flawless "
         f"code shows in as many plays ({trials:,} with each data set; fewer of long games). in "
         f"ledger: what the client says is never exceeded, at delta {delta:g}. With more --trials "
-        "the first two come closer to the third. right: guesses that were; at most: what the "
-        "ledger's ε would allow.",
+        "the first two come closer to the third. right: guesses that were; at most: what "
+        "the ledger allows.",
         f"All bounds hold together with a confidence of {100 * confidence:.4g}%: of all audits of "
         f"flawless code at most {100 * (1 - confidence):.2g}% raise an alarm. An audit finds "
         "mistakes; it cannot prove that there are none.",

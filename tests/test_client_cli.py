@@ -47,7 +47,7 @@ def test_from_join_to_predict(world: World) -> None:
     told = joined.stderr
     for part in ("Who pays?", "A task of the tests.", CURATOR.public_key().public_bytes_raw().hex(),
                  "age", "0 ... 120", "north | south", "in years", "(the answer)",
-                 "10 updates", "One update costs", "if training goes as",
+                 "10 updates", "You are likely",
                  "Meaning     Protection of each row:",
                  "Validation  the curator's set, with the digest 5ea1d0c35ea1d0c3...",
                  "Judged      Your updates are scored", "after 3 strikes, when",
@@ -68,8 +68,8 @@ def test_from_join_to_predict(world: World) -> None:
         "admitted", "waiting"]
     assert {"event": "waiting", "why": "too-few-clients", "have": 1, "need": 2} in events
     end = events[-1]
-    assert set(end) == {"event", "outcome", "updates", "epsilon_total", "guess", "noise", "delta",
-                        "epsilon", "batch", "rows", "min_clients", "model", "seconds",
+    assert set(end) == {"event", "outcome", "updates", "epsilon_total", "guess", "sure", "noise",
+                        "delta", "epsilon", "batch", "rows", "min_clients", "model", "seconds",
                         "strikes", "struck", "judged"}
     assert (end["event"], end["outcome"], end["updates"]) == ("end", "published", 5)
     assert (end["epsilon"], end["batch"], end["rows"], end["min_clients"]) == (1.0, 50, 211, 2)

@@ -46,9 +46,8 @@ def words_of_price(budget: float, **training: object) -> str:
 
 def test_the_price_is_that_of_the_training_that_is_offered() -> None:
     told = words_of_price(8.0, max_updates=100)
-    assert "One update costs epsilon 0.017 (after sampling)." in told
     assert "Your budget of 8 at delta 1e-06 buys" in told
-    assert "updates of yours; if training goes as planned, it takes 100, and costs 0." in told
+    assert "updates of yours. You are likely to make 100 at most, which cost 0." in told
     # Every answer is applied: none is a check that costs epsilon besides.
     assert "come on top" not in told
     assert "difficulty 4, 1 s of work" in told
@@ -57,14 +56,16 @@ def test_the_price_is_that_of_the_training_that_is_offered() -> None:
 def test_a_budget_that_does_not_buy_the_training() -> None:
     told = words_of_price(1.0, max_updates=1_000_000)
     assert "Your budget of 1 at delta 1e-06 buys" in told
-    assert "it takes 1,000,000, and stops you before." in told
+    assert "You are likely to make 1,000,000 at most, so you would drop out before" in told
 
 
 def test_the_price_of_rounds() -> None:
     told = words_of_price(8.0, max_updates=100, mode="synchronous")
-    assert "rounds of yours; if training goes as planned, it takes 100, and costs" in told
+    assert "rounds of yours. You are likely to make 100 at most, which cost" in told
 
 
+NEED_NOT = "You need not wait: Ctrl-C is safe, nothing more is spent, and the same command " \
+    "gets the model later."
 DIGEST = "5ea1d0c3" * 8
 WISH = ("Your wish --leave-if-struck leaves at your first strike, --leave-if-share 0.5 when half "
         "of the judged clients are struck.")
@@ -148,7 +149,9 @@ def test_loud_noise_is_said_before_joining() -> None:
     loud = about_noise(Release(0.1, 10, 60, 24))
     assert loud is not None
     told = " ".join(loud.split())
-    assert "about 49 times" in told and "--batch" in told and "--epsilon" in told
+    assert "about 49 times" in told and "--batch (of 60 rows)" in told
+    whole = about_noise(Release(0.1, 60, 60, 24))
+    assert whole is not None and "fewer --updates" in whole and "--batch" not in whole
     assert about_noise(Release(1.0, 50, 60, 24)) is None
 
 
@@ -160,13 +163,14 @@ def test_a_task_fits_eighty_columns() -> None:
 
 
 @pytest.mark.parametrize(("event", "text"), [
-    (Spent(7.9812, 8.0), "The privacy budget is spent: epsilon 7.98 of 8."),
+    (Spent(7.9812, 8.0), "The privacy budget is spent: epsilon 7.99 of 8."),
     (Following("training", 2, 2, 99, 1000, 60.0),
-     "Waiting for the model: training goes on, 99 of at most 1,000 updates."),
+     "Waiting for the model: training goes on, 99 of at most 1,000 updates. " + NEED_NOT),
     (Following("paused", 1, 2, 99, 1000, 3540.0),
-     "Training is paused (1 of 2 clients); the model comes at the latest in 59 min."),
+     "Training is paused (1 of 2 clients); the model comes at the latest in 59 min. " + NEED_NOT),
     (Following("gathering", 1, 2, 0, 1000, 9000.0),
-     "Training has not begun (1 of 2 clients); the model comes at the latest in 2 h 30 min."),
+     "Training has not begun (1 of 2 clients); the model comes at the latest in 2 h 30 min. "
+     + NEED_NOT),
     (Solving(False, 100, 1000.0, 100.0),
      "Solving an update's puzzle: 100 tries at 100 a second; it takes 10 s on average."),
     (Solving(True, 100, 10.0, 1000.0),

@@ -67,7 +67,7 @@ def test_a_task_is_handed_over_and_its_address_printed(here: Path, broker: Stand
     key = order.task.curator.hex()
     assert result.stdout.splitlines() == [
         f"Model:   {MODEL}", f"Curator: {key}", "Those who take part type:",
-        f"  tormentor join {MODEL} --curator {key} --data YOUR.csv --epsilon 1 --min-clients 2"
+        f"  tormentor join {MODEL} --curator {key} --data YOUR.csv --budget 2 --min-clients 2"
         f" --tor none --direct 127.0.0.1:{broker.port}"]
     task = open_task(order.task, "test")
     rows, labels = task.data.encode(read_table(Path("rows.csv")), "rows")
