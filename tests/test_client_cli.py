@@ -47,7 +47,7 @@ def test_from_join_to_predict(world: World) -> None:
     told = joined.stderr
     for part in ("Who pays?", "A task of the tests.", CURATOR.public_key().public_bytes_raw().hex(),
                  "age", "0 ... 120", "north | south", "in years", "(the answer)",
-                 "10 updates", "You are likely",
+                 "10 updates", "Price       Your budget of",
                  "Meaning     Protection of each row:",
                  "Validation  the curator's set, with the digest 5ea1d0c35ea1d0c3...",
                  "Judged      Your updates are scored", "after 3 strikes, when",
