@@ -13,8 +13,9 @@ Two upper bounds, and the smaller one counts:
 The composing is done by ``dp_accounting``, on a lattice of losses.
 
 Known limit: the theorems take kinds and counts as fixed beforehand. Within a task they are.
-Choosing the next task's epsilon by looking at what an earlier one published is not covered (see
-Rogers, Roth, Ullman and Vadhan, "Privacy odometers and filters", NIPS 2016).
+Choosing the next task's epsilon by how an earlier one went is not covered (see Rogers, Roth, Ullman
+and Vadhan, "Privacy odometers and filters", NIPS 2016), and :func:`client.plan.plan` does choose it
+by what earlier ones left.
 """
 
 from __future__ import annotations
