@@ -134,7 +134,7 @@ def about_price(
         lines.append(f"Delay       with --delay {delay:g} you make fewer updates than others: say "
                      "how many with --updates, and the noise is less")
     if price.already:
-        lines.append(f"Before      epsilon {number(price.already)} was spent by earlier trainings "
+        lines.append(f"Before      epsilon {bound(price.already)} was spent by earlier trainings "
                      "with this data, and is in these sums")
     lines += [
         f"The door    a puzzle of difficulty {door.difficulty}, "

@@ -145,14 +145,17 @@ def _spent(data: Path, ledgers: Path, delta: float) -> tuple[dict[str, Any], str
     """What is said of a file's ledger, for a machine and for a person."""
     columns = read(data, 1)
     name = ledger_name(ledgers, identity(columns), fingerprint(data))
-    if not (ledgers / f"{name}.ledger").exists():
+    counts: dict[Release, int] = {}
+    tasks: list[tuple[str, int, float]] = []
+    if (ledgers / f"{name}.ledger").exists():
+        with Ledger(ledgers, name, read_only=True) as book:
+            counts = book.counts()
+            tasks = [(task, book.count(task), book.total(delta, task)) for task in book.tasks()]
+    if not counts:
         told: dict[str, Any] = {"data": str(data), "ledger": None, "updates": 0,
                                 "epsilon_total": 0.0, "guess": 0.5, "sure": 0.5,
                                 "delta": delta, "tasks": []}
         return told, wrapped(f"Nothing was ever sent of {data}, as far as {ledgers} knows.")
-    with Ledger(ledgers, name, read_only=True) as book:
-        counts = book.counts()
-        tasks = [(task, book.count(task), book.total(delta, task)) for task in book.tasks()]
     total, guess = epsilon_total(counts, delta), best_guess(counts, delta)
     sure = certainty(counts, delta)
     told = {
