@@ -20,6 +20,7 @@ by what earlier ones left.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -96,7 +97,7 @@ def affordable(
 ) -> int:
     """The largest number of further releases after which the total is still within the budget.
 
-    Found by halving on :func:`epsilon_total`, so ``total(T) <= budget < total(T + 1)``; at most
+    Found by narrowing on :func:`epsilon_total`, so ``total(T) <= budget < total(T + 1)``; at most
     what makes :data:`MAX_RELEASES` in all.
 
     Args:
@@ -120,32 +121,59 @@ def affordable(
         left = max(0.0, budget - epsilon_total(before, delta))
         one = epsilon_total({release: 1}, delta)
         raise Problem(BUDGET_SMALL, what="One update alone", first=number(one), left=number(left))
-    if total(most) <= budget:
-        return most
-    enough, beyond = 1, most
-    lowest, highest = first, total(most)
+    enough, beyond = 1, 2
+    if _SMALL_EPSILON <= release.epsilon <= _LARGE_EPSILON:
+        # Near the place, as totals grow about as the root of the count.
+        enough = max(1, min(most, int((budget / (5 * dominating(release).spread)) ** 2)))
+        while enough > 1 and total(enough) > budget:
+            enough = max(1, enough // 4)
+        beyond = 2 * enough
+    while beyond < most and total(beyond) <= budget:
+        enough, beyond = beyond, 4 * beyond
+    if beyond >= most:
+        if total(most) <= budget:
+            return most
+        beyond = most
+    return _largest(total, budget, enough, beyond, float)
+
+
+def _largest(
+    total: Callable[[int], float], budget: float, enough: int, beyond: int,
+    amount: Callable[[int], float],
+) -> int:
+    """The largest number between two at which a total is still within the budget.
+
+    Args:
+        total: grows with the number.
+        budget: not to be exceeded.
+        enough: a number at which it is not; beyond: one at which it is.
+        amount: what a number stands for; the total grows about as a power of that.
+    """
     while beyond - enough > 1:
-        # Totals grow about as a power of the count: the straight line between the ends of the
-        # bracket on logarithmic scales finds the place in a few steps. After it a step to each
-        # side, as it is nearly right and one end would hardly move; and always the middle too, so
-        # that a bad guess costs twice the bisection at most.
-        guess = _between(enough, lowest, beyond, highest, budget)
-        for count in (guess, guess - 1, guess + 1, (enough + beyond) // 2):
-            if enough < count < beyond:
-                found = total(count)
-                if found <= budget:
-                    enough, lowest = count, found
-                else:
-                    beyond, highest = count, found
+        size = beyond - enough
+        low, high, at_low, at_high = amount(enough), amount(beyond), total(enough), total(beyond)
+        guess = (enough + beyond) // 2
+        if 0 < at_low < budget < at_high < math.inf:
+            # The straight line between the ends, on logarithmic scales.
+            part = math.log(budget / at_low) / math.log(at_high / at_low)
+            wanted = low * (high / low) ** part
+            guess = bisect.bisect_right(range(enough, beyond), wanted, key=amount) + enough - 1
+        # After it a step to each side, as it is nearly right and one end would hardly move; and
+        # the middle where it was not.
+        for number_ in (guess, guess + 1, guess - 1):
+            enough, beyond = _narrowed(total, budget, enough, beyond, number_)
+        if 2 * (beyond - enough) > size:
+            enough, beyond = _narrowed(total, budget, enough, beyond, (enough + beyond) // 2)
     return enough
 
 
-def _between(low: int, at_low: float, high: int, at_high: float, value: float) -> int:
-    """Where a power law through two points comes to a value, or the geometric middle."""
-    if not 0 < at_low < value < at_high < math.inf:
-        return math.isqrt(low * high)
-    part = math.log(value / at_low) / math.log(at_high / at_low)
-    return int(low * (high / low) ** part)
+def _narrowed(
+    total: Callable[[int], float], budget: float, enough: int, beyond: int, between: int
+) -> tuple[int, int]:
+    """The bracket, after a look at a number; as it was if that is not inside."""
+    if not enough < between < beyond:
+        return enough, beyond
+    return (between, beyond) if total(between) <= budget else (enough, between)
 
 
 def affordable_epsilon(
@@ -154,7 +182,7 @@ def affordable_epsilon(
 ) -> float:
     """The largest epsilon of one release at which so many of them stay within a budget.
 
-    Found by bisection and cut to three digits, so that it can be typed again.
+    Of those with three digits, so that it can be typed again.
 
     Args:
         budget: the epsilon not to be exceeded in all, at ``delta``.
@@ -173,34 +201,31 @@ def affordable_epsilon(
         return Release(epsilon, batch, rows, dimension, mechanism,
                        delta if mechanism == "gaussian" else 0.0)
 
-    def fits(epsilon: float) -> bool:
+    # All numbers of three digits in their order: 0.001, 0.00101, ..., 0.00999, 0.01, ...
+    def epsilon_of(place: int) -> float:
+        power, digits = divmod(place, 900)
+        return float(f"{digits + 100}e{power - 5}")
+
+    def total(place: int) -> float:
         counts = Counter(before)
-        counts[release(epsilon)] += updates
-        return epsilon_total(counts, delta) <= budget
+        counts[release(epsilon_of(place))] += updates
+        return epsilon_total(counts, delta)
 
-    # One digit after the other, from the power of ten: 0.3, 0.31, 0.317.
     most = MOST_GAUSSIAN if mechanism == "gaussian" else _LARGE_EPSILON
-    power = -3
-    if not fits(10.0**power):
+    last = bisect.bisect_right(range(6 * 900), most, key=epsilon_of) - 1
+    if total(0) > budget:
         left = max(0.0, budget - epsilon_total(before, delta))
-        least = epsilon_total({release(10.0**power): updates}, delta)
+        least = epsilon_total({release(epsilon_of(0)): updates}, delta)
         raise Problem(BUDGET_SMALL, what=f"{updates:,} updates, even with an epsilon of "
-                      f"{10.0**power:g} each,", first=number(least), left=number(left))
-    while 10.0 ** (power + 1) <= most and fits(10.0 ** (power + 1)):
-        power += 1
-    # As whole numbers of the third digit; divided rather than multiplied, so that they print well.
-    enough, beyond = 100, 1000
-
-    def epsilon_of(digits: int) -> float:
-        return digits / 10 ** (2 - power) if power <= 2 else float(digits * 10 ** (power - 2))
-
-    while beyond - enough > 1:
-        middle = (enough + beyond) // 2
-        if epsilon_of(middle) <= most and fits(epsilon_of(middle)):
-            enough = middle
-        else:
-            beyond = middle
-    return epsilon_of(enough)
+                      f"{epsilon_of(0):g} each,", first=number(least), left=number(left))
+    enough, beyond = 0, 900
+    while beyond < last and total(beyond) <= budget:
+        enough, beyond = beyond, beyond + 900
+    if beyond >= last:
+        if total(last) <= budget:
+            return epsilon_of(last)
+        beyond = last
+    return epsilon_of(_largest(total, budget, enough, beyond, epsilon_of))
 
 
 def delta_total(counts: Mapping[Release, int], epsilon: float) -> float:
