@@ -41,11 +41,11 @@ class Hospital:
 
 
 HOSPITALS: Final = (
-    Hospital("hospital-1", 3, 5),
-    Hospital("hospital-2", 4, 3),
-    Hospital("hospital-3", 5, 4),
-    Hospital("hospital-4", 7, 2),
-    Hospital("hospital-5", 9, 3),
+    Hospital("hospital-1", 4, 5),
+    Hospital("hospital-2", 5, 3),
+    Hospital("hospital-3", 6, 4),
+    Hospital("hospital-4", 8, 2),
+    Hospital("hospital-5", 10, 3),
 )
 """From the most careful to the least; none of them names the noise, which their budgets buy."""
 

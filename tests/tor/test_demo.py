@@ -39,11 +39,11 @@ def test_the_demo_to_its_end(tmp_path):
     assert ended.returncode == 0, ended.stderr
     told = json.loads(ended.stdout)
     assert json.loads((place / "report.json").read_text()) == told
-    # A quarter of what an untrained model errs (about 37 %), and near the central one. Of 60
-    # simulated runs with this noise 2 were more than 4 points above it, and none 4.5.
-    assert told["private_error"] <= told["central_error"] + 0.05
+    # A quarter of what an untrained model errs (about 37 %), and near the central one. Of 200
+    # simulated runs with this noise 2 were more than 4 points above it.
+    assert told["private_error"] <= told["central_error"] + 0.04
     assert told["private_error"] < 0.1 and len(told["alone_errors"]) == 5
-    assert [c["budget"] for c in told["clients"]] == [3, 4, 5, 7, 9]
+    assert [c["budget"] for c in told["clients"]] == [4, 5, 6, 8, 10]
     for client in told["clients"]:
         # The total that was reported is the total of so many such releases.
         release = Release(client["epsilon"], client["batch"], client["rows"], 31)
