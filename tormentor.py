@@ -17,7 +17,7 @@ COMMANDS = {
     "predict": ("client.cli", "Apply a model to a table."),
     "verify": ("client.cli", "Check offline that an address signed a model."),
     "lab": ("lab.cli", "A private Tor network, and the demo."),
-    "experiment": ("lab.experiment_cli", "The paper's figures, attacks on a training, and what holds."),
+    "experiment": ("lab.experiment_cli", "The paper's figures, attacks, and what holds."),
     "audit": ("lab.audit_cli", "Attack your own privacy; compare with what the ledger says."),
 }
 """Where each subcommand lives, and its line in the list: help needs none of them imported."""

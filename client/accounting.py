@@ -160,8 +160,8 @@ def _largest(
             guess = bisect.bisect_right(range(enough, beyond), wanted, key=amount) + enough - 1
         # After it a step to each side, as it is nearly right and one end would hardly move; and
         # the middle where it was not.
-        for number_ in (guess, guess + 1, guess - 1):
-            enough, beyond = _narrowed(total, budget, enough, beyond, number_)
+        for count in (guess, guess + 1, guess - 1):
+            enough, beyond = _narrowed(total, budget, enough, beyond, count)
         if 2 * (beyond - enough) > size:
             enough, beyond = _narrowed(total, budget, enough, beyond, (enough + beyond) // 2)
     return enough
