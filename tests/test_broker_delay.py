@@ -272,6 +272,7 @@ async def test_answers_of_a_session_keep_their_order(tmp_path: Path) -> None:
         assert first.next == second.next
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("back", [False, True])
 async def test_cut_off_while_held_it_counts_once(tmp_path: Path, back: bool) -> None:
     """Whether its client is back while it is still held (``back``), or only later."""
@@ -314,6 +315,7 @@ async def test_those_who_wait_for_others_are_held_when_it_begins(tmp_path: Path)
             assert time.monotonic() - began >= SHORT * 0.95
 
 
+@pytest.mark.slow
 async def test_closing_waits_for_no_delay(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -118,6 +118,7 @@ def optimal_epsilon(epsilon: float, times: int, delta: float) -> float:
 # -- one Laplace number and any Gaussian one: what others know ---------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epsilon", "times"), [(0.1, 1), (1.0, 1), (5.0, 1), (0.1, 10), (1.0, 10),
                                                 (0.1, 300), (1.0, 100), (5.0, 100)])
 def test_one_number_composes_as_the_librarys_own_laplace(epsilon, times):
@@ -167,6 +168,7 @@ def test_sigma_is_the_least_that_will_do(log_epsilon, log_delta):
         assert sigma == pytest.approx(2 * theirs, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epsilon", "rows", "batch", "times"), [
     (1.0, 2100, 10, 1000), (1.0, 2100, 50, 200), (2.0, 300, 20, 100), (5.0, 80, 10, 20)])
 def test_sampled_gaussian_noise_is_within_what_moments_allow(epsilon, rows, batch, times):
@@ -228,6 +230,7 @@ def shown(losses: Floats, epsilon: float) -> tuple[float, float]:
 FIVE = 4.26  # standard errors that are exceeded with a probability of 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", [
     Release(1.0, 3, 3, 3), Release(3.0, 2, 5, 3), Release(4.0, 2, 9, 24), Release(2.0, 1, 2, 1),
     Release(8.0, 2, 5, 4, "gaussian", 1e-3)], ids=str)
@@ -454,6 +457,7 @@ def test_affordable_at_its_limits():
     assert affordable(plain(1e-9), 100.0, 1e-6, {plain(1e-9): 5}) == MAX_RELEASES - 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "updates", "batch", "rows", "mechanism", "already"),
     [(3.0, 100, 10, 10, "laplace", {}), (2.0, 30, 10, 100, "laplace", {RYE: 300}),

@@ -41,6 +41,7 @@ def at_worst(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "_random", lambda: 1.0)
 
 
+@pytest.mark.slow
 async def test_an_update_waits_and_its_signs_of_life_do_not(
     person: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ async def test_told_of_the_end_while_it_waits_nothing_is_paid(
     assert person.paid() == 0
 
 
+@pytest.mark.slow
 async def test_answers_that_a_task_holds_back_are_waited_for(
     person: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parent
 MEMORY = Path("/dev/shm")
 """Where it is there, no real disk is waited for: what a disk keeps is modelled anyhow."""
@@ -44,12 +46,14 @@ def run(runs: list[tuple[str, str]]) -> Iterator[tuple[str, dict[str, object]]]:
     return zip((" ".join(run) for run in runs), lines, strict=True)
 
 
+@pytest.mark.slow
 def test_ledger_and_session_hold_whenever_their_process_is_killed() -> None:
     for (name, told), least in zip(run(list(RIGHT)), RIGHT.values(), strict=True):
         assert told["wrong"] == "", name
         assert told["cases"] >= least, name  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_wrong_ones_are_found() -> None:
     missed = [name for name, told in run(WRONG) if not told["wrong"]]
     assert not missed, "the harness cannot find what it is for"

@@ -94,6 +94,7 @@ def test_the_best_guess_of_one_release_is_exact() -> None:
     assert best_guess({}, 1e-6) == 0.5
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.floats(0.01, 20), st.integers(1, 60), st.integers(1, 200), st.integers(0, 1))
 def test_the_best_guess_is_between_a_coin_and_certainty(epsilon, dimension, times, which) -> None:
@@ -106,6 +107,7 @@ def test_the_best_guess_is_between_a_coin_and_certainty(epsilon, dimension, time
     assert best_guess({kind: times + 1}, 1e-6) >= guess - 1e-9
 
 
+@pytest.mark.slow
 def test_certainty_is_kept_where_epsilon_is_not() -> None:
     """By Monte Carlo of the real sampler: 400,000 plays; at delta = 1e-3 the loss exceeds the
     epsilon of 40 releases far more often, and ours no more often, than it may."""

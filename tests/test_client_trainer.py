@@ -100,6 +100,7 @@ def batches(n: int, b: int, count: int, monkeypatch: pytest.MonkeyPatch) -> list
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "b"), [(5, 2), (6, 3), (7, 1), (6, 5)])
 def test_every_batch_is_as_likely_and_none_knows_of_the_one_before(
     n: int, b: int, monkeypatch: pytest.MonkeyPatch

@@ -260,6 +260,7 @@ def test_what_is_sent_at_all(usual: Training) -> None:
     assert len(usual.deltas) == UPDATES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WISHES)
 def test_no_wish_can_be_told_from_what_is_sent(
     usual: Training, tmp_path: Path, name: str

@@ -138,6 +138,7 @@ def test_releases_lie_where_the_attacker_thinks(mechanism: str, others: str) -> 
     assert this.centre(True, True) - this.centre(False, True) == 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["laplace", "gaussian"])
 @pytest.mark.parametrize("odd", [False, True])
 def test_the_loss_of_real_releases_has_the_law_that_the_ledger_reckons_with(
@@ -197,6 +198,7 @@ def test_what_no_task_has_cannot_be_played(dimension: int, updates: int) -> None
 
 # -- flawless code ---------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["laplace", "gaussian"])
 @pytest.mark.parametrize(("epsilon", "batch", "rows", "dimension", "updates", "plays"), [
     (4.0, 8, 8, 2, 1, 2000), (1.0, 5, 10, 3, 1, 2000), (8.0, 1, 20, 24, 1, 2000),
@@ -213,6 +215,7 @@ def test_no_bound_is_above_the_ledger(
         assert found.finding.plays == plays // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mechanism", "epsilon", "batch", "rows", "updates", "plays"), [
     ("laplace", 2.0, 8, 8, 1, 6000), ("laplace", 6.0, 4, 8, 1, 4000),
     ("laplace", 3.0, 5, 5, 5, 1500), ("gaussian", 8.0, 5, 5, 5, 1500),
@@ -230,6 +233,7 @@ def test_the_bound_is_near_the_ideal_one(
     assert found.ideal.spread[0] <= found.ideal.epsilon <= found.ideal.spread[1]
 
 
+@pytest.mark.slow
 def test_the_ideal_one_comes_to_the_ledger_with_more_plays() -> None:
     # Laplace, all rows in the batch: one update is exactly epsilon-DP and the ledger says so.
     this = game("laplace", 1.0, 4, 4, 2)
@@ -244,6 +248,7 @@ def test_the_ideal_one_comes_to_the_ledger_with_more_plays() -> None:
 SMALL = ["audit", "--trials", "100", "--jobs", "1", "--updates", "2"]
 
 
+@pytest.mark.slow
 def test_the_command_tells_a_machine() -> None:
     ended = CliRunner().invoke(tormentor.main, [*SMALL, "--noise", "laplace", "--json"])
     assert ended.exit_code == 0, ended.output
@@ -314,6 +319,7 @@ def test_wrong_usage(wrong: list[str]) -> None:
     assert CliRunner().invoke(tormentor.main, ["audit", *wrong]).exit_code == EXIT_USAGE
 
 
+@pytest.mark.slow
 def test_it_stops_at_ctrl_c() -> None:
     with subprocess.Popen(
         [sys.executable, "tormentor.py", "audit", "--trials", "1000000"],

@@ -24,6 +24,8 @@ from client.noise import Floats, Release, clip_rows, draw
 from client.trainer import Trainer
 from lab.audit import CLIP, REHEARSALS, Game, Verdict, judge, play
 
+pytestmark = pytest.mark.slow
+
 ERROR = 1e-3
 DELTA = 1e-2
 """So large that few plays come near the ledger's figure for Gaussian noise too."""

@@ -120,6 +120,7 @@ def fabricate(cell: dict[str, Any]) -> dict[str, Any]:
             "total": None if cell["epsilon"] is None else 0.123}
 
 
+@pytest.mark.slow
 def test_tables_and_plots(tmp_path: Path) -> None:
     finished = [Finished(cell, fabricate(cell)) for cell in fig5.cells(True, 2)]
     lines = page(*fig5.tables(finished)).splitlines()

@@ -49,6 +49,8 @@ from lab.inversion import (
 )
 from lab.setting import auc
 
+pytestmark = pytest.mark.slow
+
 TABLE: Table = made()
 PARTS = deal(TABLE, 0, 0)
 TEST = PARTS.test[0]

@@ -38,6 +38,7 @@ def release(told: dict[str, Any], batch: int = 25, mechanism: Any = "laplace") -
                    1e-6 if mechanism == "gaussian" else 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [5, 25, 50])
 @pytest.mark.parametrize("mechanism", ["laplace", "gaussian"])
 def test_every_choice_costs_the_same(batch: int, mechanism: str) -> None:
@@ -159,6 +160,7 @@ def fabricate(each: dict[str, Any]) -> dict[str, Any]:
         "alone": [0.46, 0.195, 0.72], "together": [0.45, 0.19, 0.74], "nothing": 0.22}}
 
 
+@pytest.mark.slow
 def test_tables_and_plots(tmp_path: Path) -> None:
     finished = [Finished(each, fabricate(each)) for each in utility.cells(True, None)]
     text = io.StringIO()
