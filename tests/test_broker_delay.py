@@ -209,6 +209,7 @@ async def test_the_order_of_updates_is_the_draws_and_weights_are_of_the_moment(
         assert np.allclose(weights(second), [0.1, 0.1, 0, 0]), "its weights were read too early"
 
 
+@pytest.mark.slow
 async def test_so_is_the_moment_at_which_anyone_sees_weights(tmp_path: Path) -> None:
     """Nor does a Pull bring weights of a moment that its sender has chosen."""
     async with serve(tmp_path, SHORT) as it, it.visit() as one, it.visit() as two:

@@ -365,6 +365,7 @@ kinds = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(kinds, st.integers(1, 2000)), min_size=1, max_size=2),
        st.integers(1, 2000), kinds)
 @settings(deadline=None, max_examples=10)
@@ -376,6 +377,7 @@ def test_more_releases_never_cost_less(kinds, more, other):
         assert after >= before * (1 - 1e-9)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(kinds, st.integers(1, 2000)), min_size=2, max_size=3, unique_by=str),
        st.floats(-9, -2))
 @settings(deadline=None, max_examples=7)
@@ -430,6 +432,7 @@ def test_a_total_that_makes_no_sense_is_refused():
 # -- what a budget is enough for --------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("release", "budget", "already"),
     [(WHEAT, 0.3, {}), (Release(1.0, 5, 5, 25), 2.0, {RYE: 500}), (plain(0.7), 5.0, {}),

@@ -55,6 +55,7 @@ def test_the_advised_batch_is_never_more_than_there_is(rows: int) -> None:
     assert plan(make_task(), 200, 2, 2.0, 1e-6, "laplace", epsilon=1.0).batch == 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["laplace", "gaussian"])
 def test_a_total_buys_the_least_noise_that_keeps_it(noise) -> None:
     task = make_task(training=Training(max_updates=600))
@@ -66,6 +67,7 @@ def test_a_total_buys_the_least_noise_that_keeps_it(noise) -> None:
     assert epsilon_total({more: 300}, 1e-6) > 1.5
 
 
+@pytest.mark.slow
 def test_what_was_spent_before_leaves_less() -> None:
     task = make_task(training=Training(max_updates=600))
     fresh = plan(task, 1000, 3, 1.5, 1e-6, "laplace")
@@ -164,6 +166,7 @@ def test_budget_answers_without_any_data() -> None:
     assert "52 % of the time" in " ".join(words.stdout.split())
 
 
+@pytest.mark.slow
 def test_budget_says_what_a_total_buys() -> None:
     shape = ("--batch", 50, "--rows", 1000, "--features", 10)
     status, told, _ = budget("--budget", 1, "--updates", 300, *shape)

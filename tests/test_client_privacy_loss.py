@@ -90,6 +90,7 @@ def misfit(law: Masses, losses: Floats) -> float:
 # -- against the sampler ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.1, 1.0, 5.0, 20.0])
 @pytest.mark.parametrize("d", [1, 2, 3, 24, 1000])
 def test_the_law_is_what_the_sampler_does(d, epsilon):
@@ -293,6 +294,7 @@ kinds = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(kinds)
 @example(laplace(50.0, 1, 1, 10_000))
 @example(laplace(50.0, 200, 10_000, 10_000))

@@ -52,6 +52,7 @@ def test_a_step_is_what_the_formula_says(data: Dataset) -> None:
     assert delta.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_the_batch_is_exactly_b_rows_without_replacement(
     data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch, junk: Junk, seed: int, **rules: A
                            after=[c.struck_after for c in simulation.clients])
 
 
+@pytest.mark.slow
 def test_flipped_labels_strike_the_honest_and_put_them_out(
         monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(4):
