@@ -13,6 +13,7 @@ COMMANDS = {
     "fetch": ("curator.cli", "Fetch and verify a published model."),
     "join": ("client.cli", "Join a model's training with your own data."),
     "solve": ("client.cli", "Solve the admission puzzle and train."),
+    "key": ("client.key_cli", "Show the key by which a curator can invite you."),
     "budget": ("client.budget_cli", "Reckon what updates cost in privacy; what a file has spent."),
     "predict": ("client.cli", "Apply a model to a table."),
     "verify": ("client.cli", "Check offline that an address signed a model."),

@@ -31,7 +31,15 @@ from yarl import URL
 from accord.control import Socks
 from accord.messages import SMALL_LIMIT, Refused, decode
 from accord.onion import check_onion
-from accord.problems import AWAY, MALFORMED, TOO_LARGE, TOR_AWAY, PeerProblem, Problem
+from accord.problems import (
+    AWAY,
+    MALFORMED,
+    NOT_INVITED,
+    TOO_LARGE,
+    TOR_AWAY,
+    PeerProblem,
+    Problem,
+)
 
 PATIENCE: Final = 90.0
 """Seconds for a circuit to be built, or for a small answer to come."""
@@ -47,10 +55,12 @@ _EXTENDED: Final = {
     0xF1: "what is published for this address is not valid",
     0xF2: "it could not be introduced to the service",
     0xF3: "the circuits did not meet",
-    0xF4: "it is open to invited clients only",
-    0xF5: "the invitation is not valid",
     0xF6: "tor does not accept the address",
     0xF7: "the introduction took too long",
+}
+_UNINVITED: Final = {
+    0xF4: "tor was told no key of ours for it",
+    0xF5: "our key is not among theirs",
 }
 
 
@@ -63,10 +73,13 @@ class Route:
     Attributes:
         socks: the SOCKS port of a tor.
         direct: host and port, instead.
+        introduce: tells that tor our key for an address that only invited clients can reach;
+            None where there is no such key, or no way to tell.
     """
 
     socks: Socks | None
     direct: tuple[str, int] | None = None
+    introduce: Callable[[str], Awaitable[None]] | None = None
 
     def __post_init__(self) -> None:
         if (self.socks is None) == (self.direct is None):
@@ -90,7 +103,8 @@ class Circuit:
 
     All methods raise:
         Problem: ``TOR_AWAY`` when tor does not answer, ``AWAY`` when the onion does not, or is
-            lost halfway; ``NOT_AN_ONION`` at the start.
+            lost halfway; ``NOT_INVITED`` when it is open to others only; ``NOT_AN_ONION`` at the
+            start.
         PeerProblem: ``TOO_LARGE``, ``MALFORMED``, or whatever the other side's refusal says.
     """
 
@@ -153,7 +167,7 @@ class Circuit:
                 timeout=aiohttp.ClientWSTimeout(ws_close=_GOODBYE))
             return WebSocket(socket, self.onion, limit, self._patience)
 
-        return await _within(self._patience, self.onion, connect)
+        return await self._invited(self._patience, connect)
 
     async def _fetch(self, method: str, path: str, body: bytes, limit: int) -> bytes:
         async def exchange() -> bytes:
@@ -165,7 +179,22 @@ class Circuit:
                 return await _read(response, limit)
 
         seconds = self._patience + (len(body) + limit) / SLOWEST
-        return await _within(seconds, self.onion, exchange)
+        return await self._invited(seconds, exchange)
+
+    async def _invited(self, seconds: float, act: Callable[[], Awaitable[T]]) -> T:
+        """Do it; where only invited clients get in, show our invitation and do it again.
+
+        Only then, so that no tor is told a key that it has no use for; and each time, as a tor
+        that was started again has forgotten it.
+        """
+        try:
+            return await _within(seconds, self.onion, act)
+        except Problem as problem:
+            introduce = self._route.introduce
+            if problem.kind is not NOT_INVITED or introduce is None:
+                raise
+        await introduce(self.onion)
+        return await _within(seconds, self.onion, act)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -278,6 +307,8 @@ def _problems(onion: str) -> Iterator[None]:
     except (TimeoutError, ProxyTimeoutError):
         raise Problem(AWAY, address=onion, why="no answer in time") from None
     except ProxyError as error:
+        if why := _UNINVITED.get(_socks_code(str(error))):
+            raise Problem(NOT_INVITED, address=onion, why=why) from None
         raise Problem(AWAY, address=onion, why=_socks_words(str(error))) from None
     except aiohttp.ClientPayloadError:
         raise Problem(AWAY, address=onion, why="the answer broke off") from None
@@ -288,13 +319,19 @@ def _problems(onion: str) -> Iterator[None]:
         raise Problem(AWAY, address=onion, why="the connection broke") from None
 
 
-def _socks_words(text: str) -> str:
-    """Short words for what tor answered (RFC 1928, section 6, and proposal 304).
+def _socks_code(text: str) -> int:
+    """What tor answered beyond RFC 1928 (proposal 304); -1 for nothing.
 
     python-socks knows only the codes of the RFC, and reports tor's own in its text alone.
     """
-    if found := re.search(r"0X([0-9A-F]{2})", text, re.IGNORECASE):
-        return _EXTENDED.get(int(found[1], 16), "tor refused")
+    found = re.search(r"0X([0-9A-F]{2})", text, re.IGNORECASE)
+    return int(found[1], 16) if found else -1
+
+
+def _socks_words(text: str) -> str:
+    """Short words for what tor answered (RFC 1928, section 6, and proposal 304)."""
+    if (code := _socks_code(text)) >= 0:
+        return _EXTENDED.get(code, "tor refused")
     known = {"General SOCKS server failure": "tor could not connect",
              "TTL expired": "no answer in time",
              "Host unreachable": "no such onion service is published",

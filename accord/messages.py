@@ -51,6 +51,9 @@ SMALL_LIMIT: Final = 4_096
 """Largest message without weights, in bytes: the longest of them has under 300."""
 TASK_LIMIT: Final = 1 << 20
 """Largest signed task: 10,000 columns with names, ranges and meanings fit."""
+MAX_INVITED: Final = 256
+"""Most clients that can be invited to a model: each takes about 100 bytes of the service's
+descriptor, in which tor allows 50,000."""
 VALIDATION_LIMIT: Final = 64 << 20
 """Largest upload to a desk: 100,000 validation rows of 160 numbers fit."""
 
@@ -64,6 +67,7 @@ Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 ClientCount = Annotated[int, Meta(ge=0, le=MAX_CLIENTS)]
 Code = Annotated[str, Meta(min_length=1, max_length=40)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+InvitedKey = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Vector = Annotated[bytes, Meta(max_length=4 * MAX_DIMENSION)]
 """float32, little endian, in order."""
 OnionText = Annotated[str, Meta(min_length=62, max_length=62)]
@@ -93,12 +97,15 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
         rows: the validation set, standardised by the task's schema: float32, row after row.
         labels: one byte for each row, 0 or 1. Both are empty where the task has no validation set.
         salt: of the digest of these that stands in the task (:func:`accord.task.commitment`).
+        invited: x25519 public keys (32 bytes each) of those who alone can reach the model's
+            address (:mod:`accord.invitation`); empty for everybody.
     """
 
     task: SignedTask
     rows: Annotated[bytes, Meta(max_length=VALIDATION_LIMIT)]
     labels: Annotated[bytes, Meta(max_length=VALIDATION_LIMIT)]
     salt: Annotated[bytes, Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
+    invited: Annotated[tuple[InvitedKey, ...], Meta(max_length=MAX_INVITED)] = ()
 
 
 class Curated(Struct, frozen=True, forbid_unknown_fields=True):

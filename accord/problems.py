@@ -78,6 +78,10 @@ UNFINISHED = _kind(
     "unfinished", 400, EXIT_USAGE,
     "{path} is an unfinished session with another {what}; go on with '{command}', replace it by "
     "saying --again, or keep a second one with --session FILE.")
+BAD_INVITATION = _kind(
+    "bad-invitation", 400, EXIT_USAGE,
+    "'{text}' is not a key that can be invited: 56 letters and digits, with a checksum, as "
+    "'tormentor key' prints it for whoever types that; copy the whole of it.")
 
 # -- data ------------------------------------------------------------------------------------
 NO_FILE = _kind("no-file", 400, EXIT_DATA, "Cannot read {path}: {why}; check the path.")
@@ -172,6 +176,10 @@ LOST = _kind(
     "lost", 502, EXIT_AWAY,
     "The connection to {address} was lost and could not be made again in {seconds} s; run the "
     "same command again and it goes on where it was.")
+NOT_INVITED = _kind(
+    "not-invited", 403, EXIT_REFUSED,
+    "{address} can be reached by invited clients only, and {why}; give what 'tormentor key' "
+    "prints to the curator.")
 
 # -- a broker refuses (only whole numbers in these sentences: they travel) --------------------
 MALFORMED = _kind(

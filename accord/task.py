@@ -76,7 +76,7 @@ class Training(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     target_error: Share | None = None
     patience: Annotated[int, Meta(ge=1, le=100_000_000)] | None = None
     deadline: Positive = 86_400.0
-    max_pause: Positive = 3600.0
+    max_pause: Positive = 900.0
     round_seconds: Positive = 30.0
     reply_delay: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.0
 

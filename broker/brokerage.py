@@ -107,6 +107,7 @@ class Brokerage:
         self.phase: Phase = "waiting"
         self.stirred = 0
         self._since = 0.0
+        self._trained = 0.0  # seconds, before this phase began
         self._changed_model = False
         self._changed: set[bytes] = set()
         self._forgotten: set[bytes] = set()
@@ -178,7 +179,7 @@ class Brokerage:
         name = session_name(token)
         if name not in self._registry:
             self._admission.check_age(join.lock, now)
-        if self._registry.admit(name, join.min_clients, now):
+        if self._registry.admit(name, join.min_clients, now, self._training_time(now)):
             self._changed.add(name)
             # Not written for this alone, as the weights would be with it; with the next update.
             self._admission.joined(now)
@@ -262,7 +263,7 @@ class Brokerage:
         if not repeated:
             away = not self._registry.present(name, now)
             try:
-                self._registry.heard(name, now)
+                self._registry.heard(name, now, self._training_time(now))
             except PeerProblem as problem:
                 return self._say(name, b"", refused(problem))
             if away and isinstance(message, Pull):
@@ -356,17 +357,17 @@ class Brokerage:
     def _step(self, name: bytes, ticket: Ticket, delta: np.ndarray, now: float) -> None:
         """Judge an update, and apply what the verdict leaves of it."""
         self._open_round(now)
-        verdict = self._judge(name, ticket, delta)
+        verdict = self._judge(name, ticket, delta, now)
         if verdict.apply is not None:
             self._aggregator.apply(verdict.apply)
         self._follow(verdict, now)
         self._after_step(verdict.apply is not None, now)
 
-    def _judge(self, name: bytes, ticket: Ticket, delta: np.ndarray) -> Verdict:
+    def _judge(self, name: bytes, ticket: Ticket, delta: np.ndarray, now: float) -> Verdict:
         self._spent[name] = ticket.work.ticket
         self._tickets.pop(name, None)
         self._changed.add(name)
-        self._registry.accepted(name)
+        self._registry.accepted(name, self._training_time(now))
         return self._validator.judge(name, ticket.sent, self._aggregator.weights, delta)
 
     def _hold(self, name: bytes, delta: np.ndarray, now: float) -> Turn:
@@ -392,7 +393,8 @@ class Brokerage:
             return
         if now < self._round_closes and not held.keys() >= active:
             return
-        verdicts = [self._judge(name, self._tickets[name], delta) for name, delta in held.items()]
+        verdicts = [self._judge(name, self._tickets[name], delta, now)
+                    for name, delta in held.items()]
         stepped = self._aggregator.close_round([v.apply for v in verdicts if v.apply is not None])
         for verdict in (*verdicts, self._validator.close_round()):
             self._follow(verdict, now)
@@ -508,7 +510,12 @@ class Brokerage:
             raise RuntimeError("only a published model vanishes")
         self._enter("gone", now)
 
+    def _training_time(self, now: float) -> float:
+        """Seconds for which work could be done."""
+        return self._trained + (now - self._since if self.phase == "training" else 0.0)
+
     def _enter(self, phase: Phase, now: float) -> None:
+        self._trained = self._training_time(now)
         self.phase = phase
         self._since = now
         self._changed_model = True

@@ -16,6 +16,10 @@ NEVER: Final = float("-inf")
 SESSIONS_PER_PLACE: Final = 20
 """How many sessions are remembered for each place: clients come and go, and each new session has
 cost an admission puzzle, but memory has an end."""
+IDLE: Final = 900.0
+"""A place is for work: when all are taken, whoever was let in, or had an update accepted, so many
+seconds of training ago or more makes room. The slowest machine's hardest ordinary puzzle takes
+that long, so nobody who works is in danger; asking for work now and then is not enough."""
 
 
 @dataclass(slots=True)
@@ -27,12 +31,14 @@ class Member:
         seen: when it was last heard of, seconds of the broker's monotonic clock.
         updates: how many of its updates were accepted.
         strikes: how many it was given; they never fade.
+        worked: when it was let in, or had an update accepted last, in seconds of training.
     """
 
     min_clients: int
     seen: float
     updates: int = 0
     strikes: int = 0
+    worked: float = 0.0
 
 
 class Registry:
@@ -61,8 +67,14 @@ class Registry:
     def __contains__(self, name: bytes) -> bool:
         return name in self.members
 
-    def admit(self, name: bytes, min_clients: int, now: float) -> bool:
+    def admit(self, name: bytes, min_clients: int, now: float, trained: float = 0.0) -> bool:
         """Let a client in.
+
+        Args:
+            name: of its session.
+            min_clients: its k.
+            now: the time.
+            trained: seconds of training so far, pauses not counted: nobody can work in those.
 
         Returns:
             Whether it is new; admitting a session again changes nothing but its being alive.
@@ -71,17 +83,16 @@ class Registry:
             PeerProblem: ``K_TOO_LARGE`` when its k could never be met, ``FULL``.
         """
         if name in self.members:
-            self.heard(name, now)
+            self.heard(name, now, trained)
             return False
         maximum = self._rules.maximum
         if min_clients > maximum:
             raise PeerProblem(K_TOO_LARGE, k=min_clients, maximum=maximum)
-        if self.standing(now)[0] >= maximum:
-            raise PeerProblem(FULL, maximum=maximum)
-        self.members[name] = Member(min_clients, now)
+        self._make_room(now, trained, trained)
+        self.members[name] = Member(min_clients, now, worked=trained)
         return True
 
-    def heard(self, name: bytes, now: float) -> None:
+    def heard(self, name: bytes, now: float, trained: float = 0.0) -> None:
         """A session gave a sign of life; one that was put out stays out.
 
         Raises:
@@ -91,18 +102,28 @@ class Registry:
         if self.out(name):
             return
         if not self.present(name, now):
-            maximum = self._rules.maximum
-            if self.standing(now)[0] >= maximum:
-                raise PeerProblem(FULL, maximum=maximum)
+            self._make_room(now, trained, member.worked)
         member.seen = now
+
+    def _make_room(self, now: float, trained: float, worked: float) -> None:
+        """See that there is a place for one that worked last at ``worked``."""
+        active = [self.members[name] for name in self.active(now)]
+        if len(active) < self._rules.maximum:
+            return
+        idlest = min(active, key=lambda member: member.worked)
+        # One that is as idle itself must not chase another away, or they would take turns.
+        if trained - idlest.worked < IDLE or worked <= idlest.worked:
+            raise PeerProblem(FULL, maximum=self._rules.maximum)
+        idlest.seen = NEVER
 
     def present(self, name: bytes, now: float) -> bool:
         """Whether a session was heard of lately enough."""
         return self.members[name].seen >= now - self._rules.silence
 
-    def accepted(self, name: bytes) -> None:
-        """An update of this session was accepted."""
+    def accepted(self, name: bytes, trained: float = 0.0) -> None:
+        """An update of this session was accepted, after so many seconds of training."""
         member = self.members[name]
+        member.worked = trained
         if self._judges and not member.updates and not member.strikes:
             self.judged += 1
         member.updates += 1

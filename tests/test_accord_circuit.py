@@ -24,6 +24,7 @@ from accord.problems import (
     FULL,
     MALFORMED,
     NOT_AN_ONION,
+    NOT_INVITED,
     TOO_LARGE,
     TOR_AWAY,
     Kind,
@@ -363,11 +364,14 @@ async def test_a_conversation_keeps_its_connection_and_its_order() -> None:
 
 
 @contextlib.asynccontextmanager
-async def socks_port(reply: int) -> AsyncIterator[tuple[Socks, list[bytes]]]:
-    """A stand-in for tor's SOCKS port: notes what it was asked, and replies one code."""
+async def socks_port(*replies: int) -> AsyncIterator[tuple[Socks, list[bytes]]]:
+    """A stand-in for tor's SOCKS port: notes what it was asked, and replies one code after the
+    other, the last one for ever."""
     asked: list[bytes] = []
+    coming = iter(replies)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reply = next(coming, replies[-1])
         await reader.readexactly(2 + 2)
         writer.write(b"\x05\x02")
         name = await reader.readexactly((await reader.readexactly(2))[1])
@@ -399,9 +403,8 @@ async def test_an_identity_is_a_socks_name_and_tor_resolves() -> None:
 @pytest.mark.parametrize(
     ("reply", "words"),
     [(0xF0, "no such onion"), (0xF1, "not valid"), (0xF2, "introduced"), (0xF3, "did not meet"),
-     (0xF4, "invited clients only"), (0xF5, "invitation"), (0xF6, "does not accept"),
-     (0xF7, "took too long"), (0x01, "could not connect"), (0x04, "no such onion"),
-     (0x06, "in time"), (0x55, "tor refused")],
+     (0xF6, "does not accept"), (0xF7, "took too long"), (0x01, "could not connect"),
+     (0x04, "no such onion"), (0x06, "in time"), (0x55, "tor refused")],
 )
 async def test_tors_own_errors_are_said_in_words(reply: int, words: str) -> None:
     async with (
@@ -413,6 +416,43 @@ async def test_tors_own_errors_are_said_in_words(reply: int, words: str) -> None
         assert caught.value.kind is AWAY
         with pytest.raises(Problem, match=words):
             await circuit.websocket("/train", 9)
+
+
+@pytest.mark.parametrize(("reply", "words"), [(0xF4, "no key of ours"), (0xF5, "not among")])
+async def test_whoever_is_not_invited_is_told_so(reply: int, words: str) -> None:
+    async with (
+        socks_port(reply) as (socks, _),
+        Circuit(Route(socks), ONION, "x", PATIENCE) as circuit,
+    ):
+        for ask in (circuit.get("/"), circuit.websocket("/train", 9)):
+            with pytest.raises(Problem, match=words) as caught:
+                await ask
+            assert caught.value.kind is NOT_INVITED
+
+
+@pytest.mark.parametrize("reply", [0xF4, 0xF5])
+async def test_an_invitation_is_shown_only_where_it_is_asked_for(reply: int) -> None:
+    shown: list[str] = []
+
+    async def introduce(onion: str) -> None:
+        shown.append(onion)
+
+    async def ask(*replies: int) -> int:
+        async with (
+            socks_port(*replies) as (socks, asked),
+            Circuit(Route(socks, None, introduce), ONION, "x", PATIENCE) as circuit,
+        ):
+            try:
+                assert await circuit.get("/") == b"hello"
+            except Problem as problem:
+                assert problem.kind is NOT_INVITED
+                assert replies == (reply,)
+            return len(asked) // 2
+
+    assert await ask(0) == 1 and not shown
+    assert await ask(reply, 0) == 2 and shown == [ONION]
+    # Not invited all the same: it is asked once more, not for ever.
+    assert await ask(reply) == 2 and shown == [ONION] * 2
 
 
 async def test_no_tor_is_told_apart_from_no_onion() -> None:

@@ -84,6 +84,8 @@ def drawn(hint: Any) -> st.SearchStrategy[Any]:
         return st.one_of(*map(drawn, get_args(hint)))
     if origin is Literal:
         return st.sampled_from(get_args(hint))
+    if origin is tuple:
+        return st.lists(drawn(get_args(hint)[0]), **sizes).map(tuple)
     if origin is dict:
         return st.dictionaries(*map(drawn, get_args(hint)), **sizes)
     if hint is types.NoneType:

@@ -191,6 +191,31 @@ def test_all_places_taken():
     assert caught.value.kind.code == "full"
 
 
+def test_places_are_for_those_who_work_and_nobody_can_work_in_a_pause():
+    brokerage = make_brokerage(make_task(
+        training=Training(max_updates=1000, max_norm=1.0, step=0.1, max_pause=1e6),
+        clients=Clients(minimum=2, maximum=3, silence=60.0)))
+    worker, idler = Player(brokerage), Player(brokerage)
+    for now in range(0, 851, 50):
+        worker.step(float(now))
+        idler.work(float(now))  # asks for work, and does none
+    sleeper = Player(brokerage, min_clients=3, now=850.0)
+    worker.leave(852.0)
+    assert brokerage.phase == "paused"
+    for now in range(900, 5001, 50):
+        idler.pull(float(now))
+        sleeper.pull(float(now))
+    worker.pull(5000.0)
+    assert brokerage.phase == "training"
+    with pytest.raises(PeerProblem):
+        Player(brokerage, now=5047.0)
+    newcomer = Player(brokerage, now=5049.0)
+    turn = idler.pull(5050.0).next
+    assert isinstance(turn, Refused) and turn.code == "full"
+    for player in (worker, sleeper, newcomer):
+        player.step(5051.0)
+
+
 # -- the min-k rule ----------------------------------------------------------------------------
 
 

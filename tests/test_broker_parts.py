@@ -17,7 +17,7 @@ from accord.problems import PeerProblem, Problem
 from accord.task import Clients
 from broker.aggregator import Aggregator
 from broker.page import desk_page, status_page
-from broker.registry import Registry
+from broker.registry import IDLE, Registry
 from broker.store import Store
 
 # -- registry and aggregator -------------------------------------------------------------------
@@ -52,6 +52,30 @@ def test_the_maximum_holds_for_those_who_come_back_and_memory_has_an_end():
     for name in gone:
         registry.forget(name)
     assert registry.surplus(40.0) == [] and registry.admit(b"new", 1, 40.0)
+
+
+def test_whoever_does_nothing_makes_room_for_whoever_comes():
+    registry = Registry(Clients(minimum=1, maximum=2, silence=1e9))
+    registry.admit(b"idle", 1, 0.0, 0.0)
+    registry.admit(b"busy", 1, 1.0, 1.0)
+    registry.accepted(b"busy", 500.0)
+    for trained in (0.0, IDLE - 1):
+        with pytest.raises(PeerProblem) as caught:
+            registry.admit(b"new", 1, 1000.0, trained)
+        assert caught.value.kind.code == "full" and b"new" not in registry
+    assert registry.admit(b"new", 1, 1000.0, IDLE)
+    assert registry.active(1000.0) == [b"busy", b"new"]
+    # It may ask for work as often as it likes: there is no place for it, and it takes no other's,
+    # not even when nobody works any more. Its session, and what it did, are remembered.
+    for trained in (IDLE, 10 * IDLE):
+        with pytest.raises(PeerProblem):
+            registry.heard(b"idle", 1001.0, trained)
+    assert registry.standing(1001.0) == (2, 1)
+    # Whoever worked, and was away for a while, gets its place back.
+    registry.leave(b"busy")
+    registry.heard(b"idle", 1002.0, IDLE)
+    registry.heard(b"busy", 1003.0, IDLE + 1)
+    assert registry.active(1003.0) == [b"busy", b"new"]
 
 
 def test_whoever_was_put_out_stays_out_and_is_not_forgotten_first():
