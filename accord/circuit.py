@@ -75,11 +75,14 @@ class Route:
         direct: host and port, instead.
         introduce: tells that tor our key for an address that only invited clients can reach;
             None where there is no such key, or no way to tell.
+        look_up: has that tor ask anew where an address is (:meth:`accord.control.Control.look_up`);
+            None where there is no way to.
     """
 
     socks: Socks | None
     direct: tuple[str, int] | None = None
     introduce: Callable[[str], Awaitable[None]] | None = None
+    look_up: Callable[[str], Awaitable[None]] | None = None
 
     def __post_init__(self) -> None:
         if (self.socks is None) == (self.direct is None):

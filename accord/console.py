@@ -25,6 +25,7 @@ import msgspec
 from accord.circuit import Circuit, Route, fresh_identity
 from accord.control import Progress, Socks
 from accord.files import private_directory
+from accord.invitation import our_key
 from accord.problems import BAD_OPTION, EXIT_INTERRUPTED, Problem
 
 P = ParamSpec("P")
@@ -192,26 +193,47 @@ NO_TOR_WARNING: Final = (
 async def route(options: TorOptions, state: Path, quiet: bool = False) -> AsyncIterator[Route]:
     """A way to onions, as the person chose it: our own tor, the system's, or (warned) none.
 
+    A tor of our own that ends is started again, and the way stays the same. Where an address is
+    open to invited clients only, our key (:mod:`accord.invitation`) is told to that tor.
+
     Raises:
-        Problem: whatever :func:`accord.tor.launch` and :func:`accord.tor.attach` raise.
+        Problem: whatever :func:`accord.tor.launch` and :func:`accord.tor.attach` raise;
+            ``BAD_KEY``.
     """
     # stem is slow to import, and not every command needs it.
-    from accord import tor
+    from accord import keeper, tor
 
     if options.mode == "none":
         warn(NO_TOR_WARNING)
         yield Route(socks=None, direct=options.direct)
         return
+    key = our_key(state, make=False)
     if options.mode == "system":
-        attached = await tor.attach(options.socks or tor.SYSTEM_SOCKS)
-        async with attached:
-            yield Route(socks=attached.socks, direct=None)
+        socks = options.socks or tor.SYSTEM_SOCKS
+
+        async def introduce(onion: str) -> None:
+            assert key is not None
+            # Only now is its control port needed, which not everybody may use.
+            async with await tor.attach(socks, control=True) as system:
+                await system.control.add_client_key(onion, key)
+
+        async with await tor.attach(socks) as attached:
+            yield Route(attached.socks, introduce=introduce if key else None)
         return
+    # Whoever uses the route notices that tor is away, and says so in its own way.
     with tor_directory(state) as directory:
-        launched = await tor.launch(
-            directory, extra_torrc=options.torrc, progress=None if quiet else tor_progress())
-        async with launched:
-            yield Route(socks=launched.socks, direct=None)
+        async with keeper.launched(directory, lambda _: None, extra_torrc=options.torrc,
+                                   progress=None if quiet else tor_progress()) as kept:
+
+            # Asked for anew each time: it may be another tor by then.
+            async def introduce_us(onion: str) -> None:
+                assert key is not None
+                await kept.tor.control.add_client_key(onion, key)
+
+            async def look_up(onion: str) -> None:
+                await kept.tor.control.look_up(onion)
+
+            yield Route(kept.tor.socks, introduce=introduce_us if key else None, look_up=look_up)
 
 
 def tor_progress() -> Progress:

@@ -7,6 +7,8 @@ what stem raises becomes a :class:`~accord.problems.Problem`.
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import logging
 import re
 from collections.abc import Callable
@@ -18,7 +20,7 @@ import stem
 import stem.connection
 import stem.control
 
-from accord.problems import TOR_AWAY, TOR_CONTROL, Problem
+from accord.problems import TOR_AWAY, TOR_CONTROL, TOR_REFUSED, Problem
 
 Progress = Callable[[int, str], None]
 """Told how far a bootstrap is: percent from 0 to 100, and tor's own words for it."""
@@ -90,6 +92,11 @@ class Control:
 
         return cls(await asyncio.to_thread(connect), str(where))
 
+    @property
+    def alive(self) -> bool:
+        """Whether the connection is open, as far as this side knows."""
+        return bool(self._controller.is_alive())
+
     async def command(self, line: str) -> list[str]:
         """Send one line, and give back the lines of the answer without their codes.
 
@@ -104,13 +111,49 @@ class Control:
             await self.close()
             raise Problem(TOR_AWAY, where=self.where) from None
         parts = [(code, text) for code, _, text in answer.content()]
-        if not answer.is_ok():
+        # All that begins with 2 is good (control-spec, section 4); stem takes 250 only.
+        if not parts[-1][0].startswith("2"):
             raise ControlRefused(int(parts[-1][0]), parts[-1][1])
         return [text for _, text in parts if text != "OK"]
 
     async def info(self, key: str) -> str:
         """One value of ``GETINFO``."""
         return (await self.command(f"GETINFO {key}"))[0].removeprefix(f"{key}=")
+
+    async def add_client_key(self, onion: str, private: bytes) -> None:
+        """Tell tor our key for an onion that only invited clients reach; until tor ends.
+
+        Told again, or told another, the last one holds.
+
+        Args:
+            onion: the address.
+            private: our x25519 private key, 32 bytes (rend-spec-v3, appendix G).
+
+        Raises:
+            Problem: ``TOR_REFUSED``, ``TOR_AWAY``.
+        """
+        key = base64.b64encode(private).decode("ascii")
+        name = onion.removesuffix(".onion")
+        try:
+            await self.command(f"ONION_CLIENT_AUTH_ADD {name} x25519:{key}")
+        except ControlRefused as refusal:
+            # Never tor's own words for it: a key could be among them.
+            raise Problem(TOR_REFUSED, where=self.where, what="take our key for a service",
+                          why=f"it answered {refusal.code}") from None
+
+    async def look_up(self, onion: str) -> None:
+        """Have tor ask the directories where an onion is now, whatever it knows already.
+
+        A service that was started again is introduced by other relays than before. tor asks only
+        when all of the old ones say that they do not know it, and one that has not noticed yet
+        says yes: for minutes then, nobody answers there. No directory is asked twice within a
+        quarter of an hour, so this is for addresses that do not answer.
+
+        Raises:
+            Problem: ``TOR_AWAY``.
+        """
+        with contextlib.suppress(ControlRefused):
+            await self.command(f"HSFETCH {onion.removesuffix('.onion')}")
 
     async def close(self) -> None:
         """Close the connection; a tor that we took ownership of ends by it."""

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
+import time
 from pathlib import Path
+from typing import Final
 
 from accord.problems import DISK, Problem
+
+STALE: Final = 600.0
+"""Seconds after which a file that was begun beside its place is one that a killed process has left:
+nobody writes that long."""
 
 
 def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write a file so that every reader, and every crash, sees the old content or the new.
 
-    It is written beside its place, brought to the disk, and renamed over it.
+    It is written beside its place, brought to the disk, and renamed over it. What an earlier writer
+    of the same file left there when it was killed is removed once it is :data:`STALE`.
 
     Args:
         path: its directory must exist.
@@ -39,6 +47,19 @@ def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
         sync_directory(path.parent)
     except OSError as error:
         raise Problem(DISK, path=path, why=(error.strerror or str(error)).lower()) from None
+    # It is no fault of this file's if that cannot be done.
+    with contextlib.suppress(OSError):
+        _sweep(path)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed writers of a file have left beside it."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}")
+    with os.scandir(path.parent) as entries:
+        strays = [Path(entry) for entry in entries if ours.fullmatch(entry.name)]
+    for stray in strays:
+        if time.time() - stray.lstat().st_mtime > STALE:
+            stray.unlink()
 
 
 def sync_directory(directory: Path) -> None:
@@ -51,7 +72,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def private_directory(path: Path) -> Path:
-    """Make a directory (and its parents) that only its owner can enter.
+    """Make a directory (and its parents) that only its owner can enter; its name is on the disk.
 
     Raises:
         Problem: ``DISK`` when it cannot be made.
@@ -59,6 +80,11 @@ def private_directory(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.chmod(0o700)
+        # All of the way there, and every time: whoever made a part of it may have been killed
+        # before it came to this.
+        for above in path.absolute().parents:
+            with contextlib.suppress(PermissionError):  # what we may not open was not made by us
+                sync_directory(above)
     except OSError as error:
         raise Problem(DISK, path=path, why=(error.strerror or str(error)).lower()) from None
     return path

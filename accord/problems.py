@@ -194,6 +194,10 @@ INTERNAL = _kind(
 DESK_FULL = _kind(
     "desk-full", 503, EXIT_REFUSED,
     "This broker already hosts its {limit} models; try later or ask another broker.")
+CURATOR_REFUSED = _kind(
+    "curator-refused", 403, EXIT_REFUSED,
+    "This broker takes tasks of curators that it knows only; ask whoever runs it to say --curator "
+    "with your key, or ask another broker.")
 TASK_REFUSED = _kind(
     "task-refused", 400, EXIT_REFUSED,
     "The broker refuses the task: its signature, or its validation set does not fit it; make it "
@@ -272,9 +276,9 @@ AUDIT_FAILED = _kind(
 
 
 TRAVELS: Final = frozenset({
-    MALFORMED, TOO_LARGE, NOT_FOUND, INTERNAL, DESK_FULL, TASK_REFUSED, NOT_SOLVED, K_TOO_LARGE,
-    FULL, UNKNOWN_CLIENT, EVICTED, STALE_TICKET, BAD_DELTA, TOO_FEW_CLIENTS, ROUND_OPEN,
-    NOT_PUBLISHED, ENDED,
+    MALFORMED, TOO_LARGE, NOT_FOUND, INTERNAL, DESK_FULL, CURATOR_REFUSED, TASK_REFUSED, NOT_SOLVED,
+    K_TOO_LARGE, FULL, UNKNOWN_CLIENT, EVICTED, STALE_TICKET, BAD_DELTA, TOO_FEW_CLIENTS,
+    ROUND_OPEN, NOT_PUBLISHED, ENDED,
 })
 """What a broker may say to a peer; its other problems are its own business (:data:`INTERNAL`)."""
 

@@ -13,10 +13,12 @@ import contextlib
 import os
 import re
 import shutil
+import signal
+import socket
 import string
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -43,6 +45,11 @@ Version = tuple[int, ...]
 _ALSO: tuple[str, ...] = ("/usr/sbin", "/usr/local/sbin")
 """Where tor may be on Debian, and an ordinary user's PATH does not look."""
 _POLL: Final = 0.05
+_LOOK: Final = 0.25
+"""Seconds between two looks at whether a tor still lives."""
+_ASK: Final = 30.0
+"""Seconds between two questions that only a tor which is awake can answer."""
+_ENDING: Final = 3.0
 _SOCKET_PATH: Final = 100
 """Longest path of a Unix socket that every system accepts (sun_path has 104 to 108 bytes)."""
 
@@ -220,6 +227,30 @@ class Tor:
             raise Problem(TOR_CONTROL, where=self.socks, why="its control port was not asked for")
         return self._control
 
+    async def lost(self) -> str:
+        """Wait until this tor is of no use any more; why, in words.
+
+        It has ended, or its control connection is broken, or nothing answers on it.
+
+        Raises:
+            Problem: ``TOR_CONTROL`` when it was attached to without one: then nobody can tell.
+        """
+        control, loop = self.control, asyncio.get_running_loop()
+        asked = loop.time()
+        while True:
+            if self._process is not None and (status := self._process.returncode) is not None:
+                return (f"it was ended by signal {-status}" if status < 0
+                        else f"it ended with status {status}")
+            if not control.alive:
+                return "its control connection broke"
+            if loop.time() - asked >= _ASK:
+                try:
+                    await control.info("version")
+                except Problem:
+                    return "it does not answer any more"
+                asked = loop.time()
+            await asyncio.sleep(_LOOK)
+
     async def close(self) -> None:
         """End our tor, gently at first, or let go of the system's. May be called twice."""
         try:
@@ -261,13 +292,60 @@ async def _stopped_on_failure(process: asyncio.subprocess.Process) -> AsyncItera
         raise
 
 
+def running(directory: Path) -> int | None:
+    """The process of the tor that was started on this directory, if one lives.
+
+    Found by its command line: a file with its number may not be written yet, or be old, and
+    numbers of processes come again.
+    """
+    torrc_path = os.fsencode(directory / "torrc")
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if torrc_path in Path(entry.path, "cmdline").read_bytes().split(b"\0"):
+                    return int(entry.name)
+    return None
+
+
+async def _end_leftover(directory: Path) -> None:
+    """End a tor whose owner was killed, and that has not noticed it yet.
+
+    It holds the directory, and may still serve the same addresses, to nobody's use.
+    """
+    loop = asyncio.get_running_loop()
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        end = loop.time() + _ENDING
+        while (pid := await asyncio.to_thread(running, directory)) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, sign)
+            if loop.time() > end:
+                break
+            await asyncio.sleep(_POLL)
+
+
+@contextlib.contextmanager
+def held_port() -> Iterator[int]:
+    """A free port of loopback that no other program is given while it is held, and a tor can
+    listen on.
+
+    It is bound to alone, so that nobody else is given it; then reuse is allowed, so that a tor
+    (which asks for reuse as well) can bind and listen while it is still held.
+    """
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield int(holder.getsockname()[1])
+
+
 async def launch(directory: Path, *, extra_torrc: Path | None = None,
                  progress: Progress | None = None, timeout: float = 120.0,  # noqa: ASYNC109
-                 socks_ports: int = 1) -> Tor:
+                 socks_ports: int = 1, port: int | None = None) -> Tor:
     """Start a tor of our own and wait until it is ready for use.
 
     It ends with :meth:`Tor.close`, with this process however that ends, or when the returned
-    object's control connection breaks. Cancelling leaves no process behind.
+    object's control connection breaks. Cancelling leaves no process behind. A tor that still runs
+    on the directory, as its owner was killed a moment ago, is ended first: whoever launches one
+    there must be the only one who may.
 
     Args:
         directory: for its data; made if need be (0700), and kept for the next time.
@@ -275,6 +353,7 @@ async def launch(directory: Path, *, extra_torrc: Path | None = None,
         progress: told about the bootstrap.
         timeout: seconds until it must be ready.
         socks_ports: how many SOCKS ports it opens, each on a free port of loopback.
+        port: the SOCKS port that it opens instead (:func:`held_port`).
 
     Raises:
         Problem: ``TOR_MISSING``, ``TOR_OLD``, ``TOR_FAILED``, ``TOR_SLOW``, ``DISK``.
@@ -283,12 +362,13 @@ async def launch(directory: Path, *, extra_torrc: Path | None = None,
     def ready() -> tuple[list[str], Version]:
         program, version = find_tor()
         extra = extra_torrc.resolve() if extra_torrc else None
-        ports = ("auto",) * socks_ports
+        ports = ("auto",) * socks_ports if port is None else (str(port),)
         text = torrc(directory, socks_ports=ports, owner=os.getpid(), extra=extra)
         return prepare(program, directory, text), version
 
     directory = await asyncio.to_thread(directory.resolve)
     log = directory / "tor.log"
+    await _end_leftover(directory)
     arguments, version = await asyncio.to_thread(ready)
     process = await spawn(arguments, log)
     reached = (0, "starting")
@@ -312,11 +392,11 @@ async def launch(directory: Path, *, extra_torrc: Path | None = None,
             raise Problem(TOR_FAILED, why=last_words(log), log=log) from None
 
 
-async def _own(process: asyncio.subprocess.Process, socket: Path) -> Control:
+async def _own(process: asyncio.subprocess.Process, where: Path) -> Control:
     """The control connection of our own tor as soon as it has one; tor ends when it breaks."""
     while True:
         try:
-            control = await Control.open(socket)
+            control = await Control.open(where)
         except Problem as problem:
             if process.returncode is not None or problem.kind is not TOR_AWAY:
                 raise

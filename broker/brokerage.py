@@ -71,7 +71,7 @@ _NORM_SLACK: Final = 1e-4
 above it, relatively."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Ticket:
     """Work that a client has in hand; spent exactly once.
 
@@ -204,6 +204,8 @@ class Brokerage:
         self._forgotten.add(name)
         self._changed.discard(name)
         self._validator.forget(name)
+        # What was held against it is held against all together from now on.
+        self._changed_model = True
         for where in (self._tickets, self._spent, self._aggregator.round):
             where.pop(name, None)
 
@@ -377,9 +379,10 @@ class Brokerage:
             self._round_closes = now + self.task.training.round_seconds
         self._aggregator.hold(name, delta)
         self._close_round(now)
-        if name in self._aggregator.round:
-            return self._say(name, b"", self._round_open(now))
-        return self._turn(name, ticket.work.ticket, now)
+        if self._spent.get(name) == ticket.work.ticket:
+            return self._turn(name, ticket.work.ticket, now)
+        # It is held; or its sender has fallen silent, and it is not: it will be said again then.
+        return self._say(name, b"", self._round_open(now))
 
     def _close_round(self, now: float) -> None:
         held = self._aggregator.round

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import logging
+import re
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,16 @@ from accord.console import (
     warn,
 )
 from accord.files import private_directory
-from accord.problems import LOCKED, Problem
+from accord.problems import AWAY, BAD_OPTION, LOCKED, TOR_AWAY, Problem
 
 if TYPE_CHECKING:
     from broker.desk import Services
+    from broker.hidden_service import HiddenServices
 
 REACHABLE_SECONDS = 180.0
-"""How long the desk tries to reach itself through Tor before it gives up."""
+"""How long the desk tries to reach itself through Tor before it says so, and goes on trying."""
+RETRY_SECONDS = 2.0
+"""How soon it looks whether tor is back."""
 
 
 @click.command("broker")
@@ -42,6 +46,9 @@ REACHABLE_SECONDS = 180.0
               help="More configuration for the tor we start, such as a private network's.")
 @click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:8471", show_default=True,
               help="With --tor none: where to listen.")
+@click.option("--curator", "curators", metavar="HEX", multiple=True,
+              help="Take tasks of the curator with this key only; may be said many times.  "
+              "[anyone's]")
 @click.option("--max-models", type=click.IntRange(1, 1000), default=4, show_default=True,
               help="Models hosted at a time.")
 @click.option("--linger", type=click.FloatRange(0, min_open=True), default=3600.0,
@@ -49,28 +56,47 @@ REACHABLE_SECONDS = 180.0
 @state_option
 @json_option
 @command
-async def broker(mode: str, torrc: Path | None, listen: str, max_models: int, linger: float,
-                 state: Path, as_json: bool) -> None:
+async def broker(mode: str, torrc: Path | None, listen: str, curators: tuple[str, ...],
+                 max_models: int, linger: float, state: Path, as_json: bool) -> None:
     """Run a desk: take tasks from curators, train each behind an onion address of its own.
 
     The desk prints its address once it has reached itself through Tor, and runs until it is
-    stopped (Ctrl-C). Started again on the same --state it has the same address and goes on with
-    the models it had.
+    stopped (Ctrl-C). A tor that goes away is brought back. Started again on the same --state the
+    desk has the same address and goes on with the models it had.
 
     \b
     Example:
       tormentor broker --state /var/lib/tormentor
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # What goes through the desk is nobody's business; only its own words are logged.
-    for noisy in ("aiohttp", "stem", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    from broker.journal import open_journal
+    from broker.line import more_descriptors
+
+    open_journal()
+    more_descriptors()
     listening = host_port(listen, "--listen")
+    rules = _Rules(max_models, linger, frozenset(map(_curator_key, curators)))
     with _alone(state):
         if mode == "none":
-            await _without_tor(state, listening, max_models, linger, as_json)
+            await _without_tor(state, listening, rules, as_json)
         else:
-            await _behind_tor(state, mode, torrc, max_models, linger, as_json)
+            await _behind_tor(state, mode, torrc, rules, as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What a desk takes: so many models, for so long after they are published, of whom."""
+
+    max_models: int
+    linger: float
+    curators: frozenset[bytes]
+
+
+def _curator_key(text: str) -> bytes:
+    """A curator's public key, as 'tormentor curate' prints it."""
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise Problem(BAD_OPTION, option="--curator",
+                      what="is not a curator's key: 64 hexadecimal digits")
+    return bytes.fromhex(text)
 
 
 @contextlib.contextmanager
@@ -97,16 +123,16 @@ def _announce(onion: str, as_json: bool, hint: str = "") -> None:
 
 @contextlib.asynccontextmanager
 async def _open_desk(
-    services: Services, state: Path, max_models: int, linger: float
+    services: Services, state: Path, rules: _Rules
 ) -> AsyncIterator[str]:
     """A desk that serves, with the models that its state holds; gives its address."""
+    from accord.seed import load_or_create_seed
     from broker.desk import Desk, Publisher
-    from broker.hidden_service import load_or_create_seed
 
     seed = load_or_create_seed(state / "desk.seed")
     publisher = Publisher(services, state / "run")
     try:
-        desk = Desk(state, publisher, max_models, linger)
+        desk = Desk(state, publisher, rules.max_models, rules.linger, curators=rules.curators)
         try:
             await desk.start()
             yield await publisher.publish(seed, desk.app)
@@ -116,27 +142,45 @@ async def _open_desk(
         await publisher.close()
 
 
-async def _behind_tor(state: Path, mode: str, torrc: Path | None, max_models: int, linger: float,
+async def _behind_tor(state: Path, mode: str, torrc: Path | None, rules: _Rules,
                       as_json: bool) -> None:
     # Imported here because help and wrong usage need none of it.
-    from accord import tor
+    from accord import keeper
     from broker.hidden_service import HiddenServices
+    from broker.watch import watch
 
-    if mode == "system":
-        running = await tor.attach(control=True)
-    else:
-        running = await tor.launch(
-            private_directory(state / "tor-broker"), extra_torrc=torrc, progress=tor_progress())
-    async with running:
-        services = HiddenServices(running)
-        async with _open_desk(services, state, max_models, linger) as onion:
+    directory = private_directory(state / "tor-broker")
+    kept = keeper.attached(say) if mode == "system" else keeper.launched(
+        directory, say, extra_torrc=torrc, progress=tor_progress())
+    async with kept as tor:
+        services = HiddenServices(tor.tor)
+        tor.renew = services.renew
+        async with _open_desk(services, state, rules) as onion:
             say("Waiting until the desk can be reached through Tor ...")
-            await services.reachable(onion, REACHABLE_SECONDS)
+            await _reached(services, onion)
             _announce(onion, as_json)
-            await asyncio.Event().wait()
+            await watch(services, tor, say)
 
 
-async def _without_tor(state: Path, listening: tuple[str, int], max_models: int, linger: float,
+async def _reached(services: HiddenServices, onion: str) -> None:
+    """Wait until the desk can be reached, for as long as it takes."""
+    while True:
+        try:
+            await services.reachable(onion, REACHABLE_SECONDS)
+            return
+        except Problem as problem:
+            if problem.kind is TOR_AWAY:
+                # It is being brought back, and that is told already.
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if problem.kind is not AWAY:
+                raise
+            say(f"Not reached yet ({problem.details['why']}); publishing it again and trying on.")
+        with contextlib.suppress(Problem):
+            await services.again(onion)
+
+
+async def _without_tor(state: Path, listening: tuple[str, int], rules: _Rules,
                        as_json: bool) -> None:
     from broker.direct import DirectFront
 
@@ -144,7 +188,7 @@ async def _without_tor(state: Path, listening: tuple[str, int], max_models: int,
     front = DirectFront()
     host, port = await front.listen(*listening)
     try:
-        async with _open_desk(front, state, max_models, linger) as onion:
+        async with _open_desk(front, state, rules) as onion:
             _announce(onion, as_json, f" --tor none --direct {host}:{port}")
             await asyncio.Event().wait()
     finally:

@@ -15,9 +15,10 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -25,43 +26,44 @@ from typing import Final, Protocol
 import numpy as np
 from aiohttp import web
 
-from accord.files import private_directory, write_whole
+from accord.files import private_directory, sync_directory, write_whole
 from accord.messages import TASK_LIMIT, VALIDATION_LIMIT, Curate, Curated, decode, encode
 from accord.model_file import write_model
 from accord.onion import onion_from_seed
-from accord.problems import DESK_FULL, TASK_REFUSED, PeerProblem, Problem
+from accord.problems import CURATOR_REFUSED, DESK_FULL, DISK, TASK_REFUSED, PeerProblem, Problem
 from accord.task import open_task
+from broker.answers import read_body
 from broker.brokerage import Brokerage, secret_of
+from broker.doorman import Door
 from broker.hidden_service import load_or_create_seed
-from broker.model_app import ModelApp, read_body, sentences
+from broker.limits import LINGERERS, Limits
+from broker.model_app import ModelApp
 from broker.page import desk_page
 from broker.store import Store
 from broker.validator import committed
 
 log = logging.getLogger("tormentor.broker")
 
-LINGERERS: Final = 5
-"""How many models are kept for each that may be in training, published ones included."""
-UPLOADS: Final = 4
-"""Validation sets that are taken in at a time; each may fill 64 MB of memory. Slow ones are cut
-off, so that idle senders cannot hold the door for long."""
 MODEL_FILE: Final = "model.safetensors"
-KEEP_ALIVE: Final = 75.0
+HALF: Final = "."
+"""Begins the name of a directory of which a model is being made, or which is being deleted: nobody
+was told of the one, or is to find the other. A desk that starts deletes what a killed one left."""
 SOCKET_DIRECTORY: Final = 85
 """Longest path of a directory for sockets: with a name in it, a unix socket's path may have 104
 bytes everywhere. A longer one is replaced by a private directory for temporary files."""
-LINGERING: Final = 1.0
-"""Seconds that the rest of a refused upload is read, so that its sender sees the refusal."""
-SHUTDOWN: Final = 3.0
-"""Seconds that open conversations have to end when an address is withdrawn."""
 
 
 class Services(Protocol):
     """What leads from an address to a unix socket: :class:`broker.hidden_service.HiddenServices`,
     or (``--tor none``) :class:`broker.direct.DirectFront`."""
 
-    async def publish(self, seed: bytes, target_socket: Path) -> str:
-        """Lead from the address whose seed this is to the socket; give the address."""
+    async def publish(
+        self, seed: bytes, target_socket: Path, *, invited: Sequence[bytes] = ()
+    ) -> str:
+        """Lead from the address whose seed this is to the socket; give the address.
+
+        Only those come in who hold one of the invited x25519 keys; without any, everybody.
+        """
 
     async def remove(self, onion: str) -> None:
         """Withdraw the address."""
@@ -78,6 +80,7 @@ class Hosted:
     app: ModelApp
     store: Store
     directory: Path
+    work: asyncio.Task[None]
     life: asyncio.Task[None]
 
     @property
@@ -94,20 +97,25 @@ class Desk:
         publisher: where the apps can be reached.
         max_models: how many it hosts at a time.
         linger: seconds that a published model is offered.
+        limits: of uploads, and of the models' conversations.
+        curators: public keys of those whose tasks it takes; none for anyone's.
     """
 
     def __init__(
-        self, state: Path, publisher: Publisher, max_models: int, linger: float
+        self, state: Path, publisher: Publisher, max_models: int, linger: float,
+        limits: Limits | None = None, curators: Set[bytes] = frozenset(),
     ) -> None:
+        self._curators = curators
         self._models_directory = private_directory(private_directory(state) / "models")
         self._publisher = publisher
         self._max_models = max_models
         self._linger = linger
         self._models: dict[str, Hosted] = {}
-        self._uploads = asyncio.Semaphore(UPLOADS)
+        self._limits = limits or Limits()
+        self._uploads = asyncio.Semaphore(self._limits.uploads)
         self._taking = asyncio.Lock()
         self._now = asyncio.get_running_loop().time
-        self.app = web.Application(middlewares=[sentences])
+        self.app = web.Application()
         self.app.add_routes([web.get("/", self._page), web.post("/curate", self._curate)])
 
     @property
@@ -118,7 +126,11 @@ class Desk:
     async def start(self) -> None:
         """Go on with every model that the state directory holds."""
         for directory in sorted(self._models_directory.iterdir()):
+            store = None
             try:
+                if directory.name.startswith(HALF):
+                    await asyncio.to_thread(shutil.rmtree, directory)
+                    continue
                 seed_path = directory / "onion.seed"
                 if not (directory / "model.db").exists() or not seed_path.exists():
                     log.error("%s holds no whole model and is left aside.", directory)
@@ -126,10 +138,7 @@ class Desk:
                 store = Store(directory / "model.db")
                 kept = store.task()
                 if kept is None:
-                    # The desk was cut off before it had answered the curator.
-                    store.close()
-                    await asyncio.to_thread(shutil.rmtree, directory)
-                    continue
+                    raise ValueError("its task is gone")
                 seed = load_or_create_seed(seed_path)
                 brokerage = Brokerage(secret_of(seed), secrets.token_bytes)
                 brokerage.accept(*kept, self._now())
@@ -138,6 +147,8 @@ class Desk:
                 await self._host(brokerage, store, seed, directory)
             except Exception as error:
                 # One damaged model must not keep the others from their clients.
+                if store is not None:
+                    store.close()
                 log.error("The model in %s is left aside: %s", directory, error)
 
     async def close(self) -> None:
@@ -147,6 +158,8 @@ class Desk:
             life.cancel()
         await asyncio.gather(*lives, return_exceptions=True)
         for model in self._models.values():
+            # Its life ends it too, but one that was cancelled before it began ends nothing.
+            await _end(model.work)
             model.store.close()
         self._models.clear()
 
@@ -160,12 +173,17 @@ class Desk:
         self._check_places()
         async with self._uploads:
             limit = VALIDATION_LIMIT + TASK_LIMIT
-            order = decode(await read_body(request, limit), Curate, limit)
-            # One at a time from here on, so that places are counted right.
-            async with self._taking:
-                self._check_places()
-                onion = await self._take(order)
+            body = await read_body(request, limit, self._limits.read_seconds)
+            order = decode(body, Curate, limit)
+            # Whoever hangs up now must not leave half a model.
+            onion = await asyncio.shield(self._take_one(order))
         return web.Response(body=encode(Curated(onion)))
+
+    async def _take_one(self, order: Curate) -> str:
+        # One at a time, so that places are counted right.
+        async with self._taking:
+            self._check_places()
+            return await self._take(order)
 
     def _check_places(self) -> None:
         # A published model only lingers, and costs next to nothing; but memory has an end.
@@ -176,6 +194,8 @@ class Desk:
     async def _take(self, order: Curate) -> str:
         """Make a model of a curator's order, on disk, and publish its address."""
         task = open_task(order.task, "the desk")
+        if self._curators and order.task.curator not in self._curators:
+            raise PeerProblem(CURATOR_REFUSED)
         labels = np.frombuffer(order.labels, dtype="u1").astype(np.float64)
         # On the bytes as they came: the task is signed, and what it is to be judged by is not.
         if not committed(task, order.salt, order.rows, order.labels):
@@ -184,20 +204,26 @@ class Desk:
             raise PeerProblem(TASK_REFUSED)
         cells = np.frombuffer(order.rows, dtype="<f4").astype(np.float64)
         rows = cells.reshape(len(labels), task.dimension)
-        directory = private_directory(self._models_directory / secrets.token_hex(8))
+        directory = self._models_directory / secrets.token_hex(8)
         store = None
         try:
-            seed = load_or_create_seed(directory / "onion.seed")
+            half = private_directory(directory.with_name(HALF + directory.name))
+            seed = load_or_create_seed(half / "onion.seed")
             brokerage = Brokerage(secret_of(seed), secrets.token_bytes)
             brokerage.accept(order.task, rows, labels, self._now())
-            store = Store(directory / "model.db")
+            store = Store(half / "model.db")
             # 64 MB to the disk: not while others wait.
-            await asyncio.to_thread(store.keep_task, order.task, rows, labels)
+            await asyncio.to_thread(
+                store.keep_task, order.task, rows, labels, sorted(set(order.invited)))
+            # SQLite's files are not renamed while it has them open.
+            store.close()
+            await asyncio.to_thread(_rename, half, directory)
+            store = Store(directory / "model.db")
             return await self._host(brokerage, store, seed, directory)
         except BaseException:
             if store is not None:
                 store.close()
-            shutil.rmtree(directory, ignore_errors=True)
+            _delete(directory)
             raise
 
     # -- the life of a model -------------------------------------------------------------------
@@ -206,10 +232,12 @@ class Desk:
         self, brokerage: Brokerage, store: Store, seed: bytes, directory: Path
     ) -> str:
         onion = onion_from_seed(seed)
-        app = ModelApp(brokerage, store, self._model_writer(brokerage, seed, onion, directory))
-        await self._publisher.publish(seed, app.app)
-        life = asyncio.create_task(self._live(onion, app))
-        self._models[onion] = Hosted(onion, app, store, directory, life)
+        app = ModelApp(brokerage, store, self._model_writer(brokerage, seed, onion, directory),
+                       limits=self._limits)
+        await self._publisher.publish(seed, app.app, store.invited())
+        work = asyncio.create_task(app.run())
+        life = asyncio.create_task(self._live(onion, app, work))
+        self._models[onion] = Hosted(onion, app, store, directory, work, life)
         log.info("Hosting %d of at most %d models.", len(self._models), self._max_models)
         return onion
 
@@ -228,9 +256,8 @@ class Desk:
 
         return write
 
-    async def _live(self, onion: str, app: ModelApp) -> None:
+    async def _live(self, onion: str, app: ModelApp, work: asyncio.Task[None]) -> None:
         """See a model through, and clear away what is left of it."""
-        work = asyncio.create_task(app.run())
         try:
             while app.model is None:
                 # A mistake in the model's own work must not pass in silence.
@@ -247,22 +274,50 @@ class Desk:
         except Exception:
             log.exception("A model has stopped; its state stays for the next start.")
         finally:
-            work.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await work
+            await _end(work)
 
     async def _forget(self, onion: str) -> None:
-        model = self._models.pop(onion)
+        model = self._models[onion]
         try:
             await self._publisher.withdraw(onion)
         except Problem as problem:
             # tor may be away; then its address is too.
             log.error("%s", problem.sentence)
         finally:
+            # Nobody is left to be answered, and what it would write has no place any more.
+            await _end(model.work)
             model.store.close()
             # Whatever else fails: the validation set and the sessions do not stay.
-            await asyncio.to_thread(shutil.rmtree, model.directory, ignore_errors=True)
+            try:
+                await asyncio.to_thread(_delete, model.directory)
+            finally:
+                self._models.pop(onion, None)
         log.info("A published model is gone.")
+
+
+async def _end(work: asyncio.Task[None]) -> None:
+    """Cancel a model's work, and wait until it has ended, however it does."""
+    work.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await work
+
+
+def _rename(directory: Path, new: Path) -> None:
+    """Give a directory another name beside its own, also on the disk."""
+    try:
+        directory.rename(new)
+        sync_directory(new.parent)
+    except OSError as error:
+        raise Problem(DISK, path=new, why=(error.strerror or str(error)).lower()) from None
+
+
+def _delete(directory: Path) -> None:
+    """Delete a model's directory; when that is cut short, the next start goes on with it."""
+    half = directory.with_name(HALF + directory.name)
+    with contextlib.suppress(Problem):
+        _rename(directory, half)
+    for name in (half, directory):
+        shutil.rmtree(name, ignore_errors=True)
 
 
 # -- where apps can be reached ---------------------------------------------------------------
@@ -274,28 +329,43 @@ class Publisher:
     Args:
         services: what leads from the address to the socket.
         directory: where the sockets are; what an earlier desk left there is removed.
+        limits: of the connections to each.
     """
 
-    def __init__(self, services: Services, directory: Path) -> None:
+    def __init__(
+        self, services: Services, directory: Path, limits: Limits | None = None
+    ) -> None:
         self._services = services
+        self._limits = limits
         shutil.rmtree(directory, ignore_errors=True)
         if len(os.fsencode(directory.absolute())) > SOCKET_DIRECTORY:
             directory = Path(tempfile.mkdtemp(prefix="tormentor-"))
         self._directory = private_directory(directory.absolute())
-        self._runners: dict[str, web.AppRunner] = {}
+        self._doors: dict[str, Door] = {}
 
-    async def publish(self, seed: bytes, app: web.Application) -> str:
-        """Serve this app at the address whose seed this is; give the address."""
+    async def publish(
+        self, seed: bytes, app: web.Application, invited: Sequence[bytes] = ()
+    ) -> str:
+        """Serve this app at the address whose seed this is; give the address.
+
+        Args:
+            seed: of the address.
+            app: what is served.
+            invited: keys of those who alone can reach it; none for everybody.
+        """
         path = self._directory / secrets.token_hex(8)
-        runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=KEEP_ALIVE, lingering_time=LINGERING,
-            shutdown_timeout=SHUTDOWN)
-        await runner.setup()
-        await web.UnixSite(runner, path).start()
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
         await asyncio.to_thread(path.chmod, 0o600)
-        await self._services.share_with_tor(self._directory)
-        onion = await self._services.publish(seed, path)
-        self._runners[onion] = runner
+        door = Door(app, listener, self._limits)
+        await door.open()
+        try:
+            await self._services.share_with_tor(self._directory)
+            onion = await self._services.publish(seed, path, invited=invited)
+        except BaseException:
+            await door.close()
+            raise
+        self._doors[onion] = door
         return onion
 
     async def withdraw(self, onion: str) -> None:
@@ -303,11 +373,11 @@ class Publisher:
         try:
             await self._services.remove(onion)
         finally:
-            await self._runners.pop(onion).cleanup()
+            await self._doors.pop(onion).close()
 
     async def close(self) -> None:
         """Stop all apps and remove their sockets."""
-        for runner in self._runners.values():
-            await runner.cleanup()
-        self._runners.clear()
+        for door in self._doors.values():
+            await door.close()
+        self._doors.clear()
         shutil.rmtree(self._directory, ignore_errors=True)

@@ -9,25 +9,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from accord.onion import onion_from_seed
 from accord.problems import BAD_OPTION, Problem
+from broker.limits import FRONT_HEAD, Limits
+from broker.line import Line
 
-HEAD_LIMIT: Final = 16_384
-"""Most bytes of a request before its first empty line."""
-HEAD_SECONDS: Final = 30.0
 _CHUNK: Final = 65_536
 
 
 class DirectFront:
-    """Leads from addresses to unix sockets, without Tor."""
+    """Leads from addresses to unix sockets, without Tor.
 
-    def __init__(self) -> None:
+    Args:
+        limits: the same as at the doors behind it, which bound what has come through: here they
+            are for those whose header is not whole.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
         self._targets: dict[str, Path] = {}
-        self._server: asyncio.Server | None = None
+        self._line: Line | None = None
         self._open: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[None], None] = {}
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
         """Open the port (0: a free one); give the host and port that it listens on.
@@ -35,17 +43,29 @@ class DirectFront:
         Raises:
             Problem: ``BAD_OPTION``.
         """
+        loop = asyncio.get_running_loop()
         try:
-            self._server = await asyncio.start_server(
-                self._connected, host, port, limit=HEAD_LIMIT)
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = found[0]
+            listener = socket.create_server(address[:2], family=family)
         except OSError as error:
             what = f"cannot be used: {(error.strerror or str(error)).lower()}"
             raise Problem(BAD_OPTION, option="--listen", what=what) from None
-        bound = self._server.sockets[0].getsockname()
+        self._line = Line(listener, self._limits, self._take, self._cut_oldest)
+        bound = listener.getsockname()
         return bound[0], bound[1]
 
-    async def publish(self, seed: bytes, target_socket: Path) -> str:
-        """Lead from the address whose seed this is to the socket; give the address."""
+    async def publish(
+        self, seed: bytes, target_socket: Path, *, invited: Sequence[bytes] = ()
+    ) -> str:
+        """Lead from the address whose seed this is to the socket; give the address.
+
+        Raises:
+            Problem: ``BAD_OPTION`` with invited clients: nobody could be kept out here.
+        """
+        if invited:
+            raise Problem(BAD_OPTION, option="--tor none",
+                          what="lets everybody in: invitations need Tor")
         onion = onion_from_seed(seed)
         self._targets[onion] = target_socket
         return onion
@@ -59,11 +79,20 @@ class DirectFront:
 
     async def close(self) -> None:
         """Stop listening and cut every connection."""
-        if self._server is not None:
-            self._server.close()
+        if self._line is not None:
+            await self._line.close()
         for task in list(self._open):
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _take(self, connection: socket.socket) -> None:
+        reader = asyncio.StreamReader(limit=FRONT_HEAD)
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: asyncio.StreamReaderProtocol(reader, self._connected), connection)
+
+    def _cut_oldest(self) -> None:
+        if self._strangers:
+            next(iter(self._strangers)).cancel()
 
     async def _connected(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -71,19 +100,28 @@ class DirectFront:
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
+        self._strangers[task] = None
+        if len(self._strangers) > self._limits.strangers:
+            self._cut_oldest()
         try:
-            await self._serve(reader, writer)
+            async with asyncio.timeout(self._limits.head_seconds):
+                head = await reader.readuntil(b"\r\n\r\n")
+            self._strangers.pop(task, None)
+            await self._serve(head, reader, writer)
+            # What was written is still to be taken, but not for ever.
+            async with asyncio.timeout(self._limits.send_seconds):
+                writer.close()
+                await writer.wait_closed()
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             pass
         finally:
             self._open.discard(task)
-            writer.close()
+            self._strangers.pop(task, None)
+            writer.transport.abort()
 
     async def _serve(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        async with asyncio.timeout(HEAD_SECONDS):
-            head = await reader.readuntil(b"\r\n\r\n")
         found = re.search(rb"\r\nhost:[ \t]*([a-z2-7]{56}\.onion)(?::\d+)?[ \t]*\r\n", head, re.I)
         target = self._targets.get(found[1].decode().lower()) if found else None
         if target is None:

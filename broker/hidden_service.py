@@ -2,7 +2,8 @@
 
 A service's key is an Ed25519 seed on the broker's disk, so a model keeps its address when its
 broker is started again, and can be signed by it (:mod:`accord.model_file`). A service lives as
-long as the control connection that made it: when the broker dies, so does the address.
+long as the control connection that made it: when the broker dies, so does the address. When tor
+dies and the broker does not, another tor is given all of it (:meth:`HiddenServices.renew`).
 
 Source: Tor's control-spec, ADD_ONION and DEL_ONION. The commands are sent as lines, as stem knows
 none of the proof-of-work options.
@@ -14,56 +15,43 @@ import asyncio
 import base64
 import os
 import pwd
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from accord.circuit import Circuit, Route, fresh_identity
-from accord.files import write_whole
+from accord.messages import MAX_INVITED as MAX_INVITED
 from accord.onion import expanded_key, onion_from_seed
-from accord.problems import AWAY, BAD_KEY, TOR_REFUSED, TOR_USER, PeerProblem, Problem
+from accord.problems import AWAY, TOR_AWAY, TOR_REFUSED, TOR_USER, PeerProblem, Problem
+from accord.seed import load_or_create_seed as load_or_create_seed
 from accord.tor import ControlRefused, Tor, Version
 
-SEED_BYTES: Final = 32
 POW_VERSION: Final[Version] = (0, 4, 9)
 """First tor whose ADD_ONION takes proof-of-work options."""
 POW_RATE: Final = 50
 """Introductions served per second before clients must queue by effort: far above what an honest
 crowd needs, which connects once and stays."""
 POW_BURST: Final = 500
+MAX_STREAMS: Final = 16
+"""Streams at a time on one circuit of a client; whoever opens more loses that circuit. A client
+keeps one (two, while one takes another's place), and a person's Tor Browser opens up to six;
+without a limit, a single introduction would be good for as many connections as tor can hold."""
 _UNKNOWN: Final = 552
 """tor's code for a service that it does not have (control-spec, section 4)."""
+_COLLISIONS: Final = 20
 _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 5.0
 _ONE_TRY: Final = 30.0
-
-
-def load_or_create_seed(path: Path) -> bytes:
-    """The 32-byte Ed25519 seed in a file, made (0600, whole or not at all) when there is none.
-
-    Raises:
-        Problem: ``BAD_KEY`` when the file is not one, or others may read it; ``DISK``.
-    """
-    try:
-        with path.open("rb") as file:
-            others = os.fstat(file.fileno()).st_mode & 0o077
-            seed = file.read(SEED_BYTES + 1)
-    except FileNotFoundError:
-        seed = secrets.token_bytes(SEED_BYTES)
-        write_whole(path, seed, 0o600)
-        return seed
-    except OSError as error:
-        raise Problem(BAD_KEY, path=path, why=(error.strerror or str(error)).lower()) from None
-    if len(seed) != SEED_BYTES:
-        raise Problem(BAD_KEY, path=path, why=f"it has not {SEED_BYTES} bytes")
-    if others:
-        raise Problem(BAD_KEY, path=path, why=f"others may read it; type: chmod 600 {path}")
-    return seed
+_FIRST_TRY: Final = 10.0
 
 
 class HiddenServices:
     """The onion services of one broker.
+
+    What is to be published is remembered, so that it outlives a tor: :meth:`renew` publishes all
+    of it again through another one.
 
     Args:
         tor: with a control connection; closing it takes all services away.
@@ -72,24 +60,41 @@ class HiddenServices:
     def __init__(self, tor: Tor) -> None:
         self._tor = tor
         self._pow = tor.version >= POW_VERSION
+        self._wanted: dict[str, str] = {}
+        self._invited: set[str] = set()
+        self._published: set[str] = set()
+        self._commands = asyncio.Lock()
+        # The broker looks at its own services as a client does; so it invites itself.
+        self._own = X25519PrivateKey.generate()
 
-    async def publish(self, seed: bytes, target_socket: Path, *, port: int = 80) -> str:
+    @property
+    def onions(self) -> list[str]:
+        """The addresses that are to be published."""
+        return list(self._wanted)
+
+    async def publish(
+        self, seed: bytes, target_socket: Path, *, port: int = 80, invited: Sequence[bytes] = ()
+    ) -> str:
         """Have tor serve an address, and hand its connections to a Unix socket.
 
         Returns as soon as tor has agreed; some seconds pass until others find it
-        (:meth:`reachable`). Publishing what is published already changes nothing.
+        (:meth:`reachable`). While tor is away it returns too: the next tor publishes it
+        (:meth:`renew`). Publishing what is published already changes nothing; with another socket
+        or other invitations it takes the place of what was.
 
         Args:
             seed: of the service's key.
             target_socket: where connections go; tor must be able to open it
                 (:func:`share_with_tor`).
             port: of the onion address.
+            invited: x25519 public keys (32 bytes each, at most :data:`MAX_INVITED`) of those who
+                may come; nobody else can read where to. None of them: everybody may.
 
         Returns:
             The address.
 
         Raises:
-            Problem: ``TOR_REFUSED``; ``TOR_CONTROL`` without a control connection; ``TOR_AWAY``.
+            Problem: ``TOR_REFUSED``; ``TOR_CONTROL`` without a control connection.
         """
         onion = onion_from_seed(seed)
         key = base64.b64encode(expanded_key(seed)).decode("ascii")
@@ -97,34 +102,151 @@ class HiddenServices:
         target = str(target_socket)
         if not target_socket.is_absolute() or any(c.isspace() or c == '"' for c in target):
             raise self._refused("publish", f"it cannot be told of the path {target!r}")
-        line = f"ADD_ONION ED25519-V3:{key} Flags=DiscardPK Port={port},unix:{target}"
-        # Under a flood of introductions, whoever did more work is served first (proposal 327).
-        work = f" PoWDefensesEnabled=1 PoWQueueRate={POW_RATE} PoWQueueBurst={POW_BURST}"
-        try:
+        if len(invited) > MAX_INVITED:
+            raise self._refused("publish", f"{len(invited)} clients are invited to it, and a "
+                                f"service can have {MAX_INVITED}")
+        keys = [*dict.fromkeys(invited), self._own.public_key().public_bytes_raw()]
+        clients = "".join(f" ClientAuthV3={_base32(public)}" for public in keys) if invited else ""
+        flags = "DiscardPK,MaxStreamsCloseCircuit" + ",V3Auth" * bool(invited)
+        line = (f"ADD_ONION ED25519-V3:{key} Flags={flags} MaxStreams={MAX_STREAMS} "
+                f"Port={port},unix:{target}{clients}")
+        async with self._commands:
+            if onion in self._published and self._wanted.get(onion) == line:
+                return onion
+            self._wanted[onion] = line
+            self._invited.discard(onion)
+            if invited:
+                self._invited.add(onion)
             try:
-                await self._tor.control.command(line + work * self._pow)
-            except ControlRefused as refusal:
-                # Built without it (it is GPL code and optional), or older than it says.
-                if not self._pow or "collision" in str(refusal):
+                await self._add(onion, replace=onion in self._published)
+            except Problem as problem:
+                if problem.kind is not TOR_AWAY:
+                    self._forget(onion)
                     raise
-                self._pow = False
-                await self._tor.control.command(line)
-        except ControlRefused as refusal:
-            if "collision" not in str(refusal):
-                raise self._refused("publish", str(refusal)) from None
         return onion
 
     async def remove(self, onion: str) -> None:
         """Take an address away. Open connections stay; nobody new comes. Harmless when repeated.
 
+        Whatever comes of it, no other tor publishes it any more; and while tor is away, so is the
+        address.
+
+        Raises:
+            Problem: ``TOR_REFUSED``.
+        """
+        self._forget(onion)
+        async with self._commands:
+            try:
+                await self._delete(onion)
+            except Problem as problem:
+                if problem.kind is not TOR_AWAY:
+                    raise
+
+    async def renew(self, tor: Tor) -> None:
+        """Publish everything again, through another tor.
+
+        Raises:
+            Problem: ``TOR_AWAY`` when that one went away meanwhile; ``TOR_REFUSED`` of the first
+                service that it refused, when it was asked for all others too.
+        """
+        async with self._commands:
+            self._tor, self._pow = tor, tor.version >= POW_VERSION
+            self._published.clear()
+            refusal: Problem | None = None
+            for onion in self.onions:
+                try:
+                    await self._add(onion, replace=False)
+                except Problem as problem:
+                    if problem.kind is TOR_AWAY:
+                        raise
+                    refusal = refusal or problem
+        if refusal is not None:
+            raise refusal
+
+    async def again(self, onion: str) -> None:
+        """Publish an address anew, at other introduction points. Open connections stay.
+
         Raises:
             Problem: ``TOR_REFUSED``, ``TOR_AWAY``.
         """
+        async with self._commands:
+            await self._add(onion, replace=True)
+
+    async def _add(self, onion: str, *, replace: bool) -> None:
+        """Publish what is wanted there, if it still is."""
+        if replace:
+            await self._delete(onion)
+        for tries in range(_COLLISIONS):
+            if (line := self._wanted.get(onion)) is None:
+                return
+            try:
+                await self._command(line)
+                break
+            except ControlRefused as refusal:
+                if "collision" not in str(refusal) or tries + 1 == _COLLISIONS:
+                    raise self._refused("publish", str(refusal)) from None
+            # This connection's own, which may lead elsewhere; or a former connection's, which tor
+            # takes away as soon as it notices that its end is closed.
+            await self._delete(onion)
+            await asyncio.sleep(_FIRST_PAUSE)
+        self._published.add(onion)
+        # Whoever removes it meanwhile waits for us, and then takes it away.
+        if onion in self._invited:
+            await self._tor.control.add_client_key(onion, self._own.private_bytes_raw())
+
+    async def _command(self, line: str) -> None:
+        # Under a flood of introductions, whoever did more work is served first (proposal 327).
+        work = f" PoWDefensesEnabled=1 PoWQueueRate={POW_RATE} PoWQueueBurst={POW_BURST}"
+        try:
+            await self._tor.control.command(line + work * self._pow)
+        except ControlRefused as refusal:
+            # Built without it (it is GPL code and optional), or older than it says.
+            if not self._pow or "collision" in str(refusal):
+                raise
+            await self._tor.control.command(line)
+            self._pow = False
+
+    async def _delete(self, onion: str) -> None:
+        self._published.discard(onion)
         try:
             await self._tor.control.command(f"DEL_ONION {onion.removesuffix('.onion')}")
         except ControlRefused as refusal:
             if refusal.code != _UNKNOWN:
                 raise self._refused("remove", str(refusal)) from None
+
+    def _forget(self, onion: str) -> None:
+        self._wanted.pop(onion, None)
+        self._invited.discard(onion)
+
+    async def conversing(self) -> bool:
+        """Whether somebody talks with one of the services now.
+
+        Raises:
+            Problem: ``TOR_AWAY``.
+        """
+        circuits = await self._tor.control.command("GETINFO circuit-status")
+        return any("HS_STATE=HSSR_JOINED" in line for line in circuits)
+
+    async def reached(self, onion: str, patience: float = _ONE_TRY) -> None:
+        """Reach the service once, as somebody would who comes through Tor.
+
+        Args:
+            onion: the address.
+            patience: seconds.
+
+        Raises:
+            Problem: ``AWAY``, ``TOR_AWAY``.
+        """
+        # Another circuit each time, lest a bad one decide.
+        async with Circuit(Route(self._tor.socks), onion, fresh_identity(), patience) as circuit:
+            try:
+                await circuit.get("/")
+            except PeerProblem:
+                return  # it answers; what it says is not asked here
+            except Problem as problem:
+                if problem.kind is AWAY:
+                    await self._tor.control.look_up(onion)
+                raise
 
     async def reachable(
         self,
@@ -148,13 +270,8 @@ class HiddenServices:
                 while True:
                     tries += 1
                     try:
-                        # Another circuit each time, lest a bad one decide.
-                        async with Circuit(Route(self._tor.socks), onion, fresh_identity(),
-                                           min(timeout, _ONE_TRY)) as circuit:
-                            await circuit.get("/")
+                        await self.reached(onion, min(tries * _FIRST_TRY, _ONE_TRY))
                         return
-                    except PeerProblem:
-                        return  # it answers; what it says is not asked here
                     except Problem as problem:
                         if problem.kind is not AWAY:
                             raise
@@ -194,6 +311,13 @@ class HiddenServices:
     def _refused(self, what: str, why: str) -> Problem:
         where = self._tor.control.where
         return Problem(TOR_REFUSED, where=where, what=f"{what} a service", why=why.rstrip("."))
+
+
+def _base32(public: bytes) -> str:
+    """A key as ADD_ONION wants it: without padding."""
+    if len(public) != 32:
+        raise ValueError("an x25519 public key has 32 bytes")
+    return base64.b32encode(public).decode("ascii").rstrip("=")
 
 
 def _share(directory: Path, group: int) -> None:

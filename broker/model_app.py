@@ -25,7 +25,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import dataclass
 from random import SystemRandom
 from typing import Any, Final
 
@@ -38,6 +39,7 @@ from accord.messages import (
     Hello,
     Join,
     Leave,
+    Refused,
     Turn,
     Wait,
     decode,
@@ -48,14 +50,15 @@ from accord.messages import (
 from accord.problems import (
     INTERNAL,
     MALFORMED,
-    NOT_FOUND,
     NOT_PUBLISHED,
-    TOO_LARGE,
     UNKNOWN_CLIENT,
     PeerProblem,
     Problem,
 )
+from broker.answers import HEADERS, large, read_body
 from broker.brokerage import Brokerage
+from broker.doorman import welcome
+from broker.limits import Bucket, Limits
 from broker.page import status_page
 from broker.store import Store
 
@@ -63,79 +66,7 @@ log = logging.getLogger("tormentor.broker")
 
 TICK: Final = 0.5
 """Seconds between looks at the clock while nobody says anything."""
-HELLO_SECONDS: Final = 30.0
-HEARTBEAT: Final = 30.0
-"""Seconds between pings, so that a connection that died silently is let go."""
-SEND_SECONDS: Final = 60.0
-"""Whoever does not take an answer within it is cut off."""
-GOODBYE: Final = 2.0
-"""Seconds that a conversation which is over waits for the other side to agree."""
-READ_SECONDS: Final = 30.0
-"""Seconds that a request body may take, besides those for its size."""
-HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 _random = SystemRandom().random
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def answer(problem: Problem) -> web.Response:
-    """A refusal as an HTTP answer."""
-    message = refused(problem)
-    travels = message.code == problem.kind.code
-    return web.Response(
-        status=problem.kind.http if travels else INTERNAL.http, body=encode(message))
-
-
-@web.middleware
-async def sentences(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Whatever goes wrong, the other side gets one of the sentences of ``accord.problems``."""
-    try:
-        response = await handler(request)
-    except Problem as problem:
-        response = answer(problem)
-    except web.HTTPException as error:
-        kind = NOT_FOUND if error.status in (404, 405) else MALFORMED
-        response = answer(PeerProblem(kind))
-    except asyncio.CancelledError:
-        raise
-    except (ConnectionError, TimeoutError):
-        response = answer(PeerProblem(MALFORMED))
-    except Exception:
-        # A mistake of ours; what the request held stays out of the log.
-        log.exception("a request failed")
-        response = answer(Problem(INTERNAL))
-    if not response.prepared:
-        response.headers.update(HEADERS)
-        # Which server and version this is, is nobody's business.
-        response.headers["Server"] = "tormentor"
-    return response
-
-
-async def read_body(request: web.Request, limit: int) -> bytes:
-    """A request's body, read no further than its limit and not for ever.
-
-    Raises:
-        PeerProblem: ``TOO_LARGE``, ``MALFORMED``.
-    """
-    body = bytearray()
-    clock = asyncio.get_running_loop().time
-    begun = clock()
-    try:
-        while True:
-            async with asyncio.timeout_at(begun + READ_SECONDS + len(body) / SLOWEST):
-                chunk = await request.content.read(65_536)
-            if not chunk:
-                break
-            body += chunk
-            if len(body) > limit:
-                raise PeerProblem(TOO_LARGE, limit=limit)
-    except TimeoutError:
-        raise PeerProblem(MALFORMED) from None
-    return bytes(body)
 
 
 class ModelApp:
@@ -146,6 +77,7 @@ class ModelApp:
         store: where its changes go.
         publish: makes the bytes of the model file, once training has ended.
         random: gives a number from 0 to 1, which nobody can foresee, for the delays.
+        limits: of its conversations.
 
     Attributes:
         model: the published file; None before.
@@ -153,21 +85,22 @@ class ModelApp:
 
     def __init__(
         self, brokerage: Brokerage, store: Store, publish: Callable[[], bytes],
-        random: Callable[[], float] = _random,
+        random: Callable[[], float] = _random, limits: Limits | None = None,
     ) -> None:
         self.brokerage = brokerage
         self.model: bytes | None = None
         self._store = store
         self._publish = publish
         self._random = random
+        self._limits = limits or Limits()
         self._signed_task = encode(brokerage.signed)
-        self._conversations: dict[asyncio.Task[object], bytes] = {}
+        self._conversations: dict[asyncio.Task[object], _Talk] = {}
         self._stirred = brokerage.stirred
         self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wake = asyncio.Event()
         self._batch: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._now = asyncio.get_running_loop().time
-        self.app = web.Application(middlewares=[sentences])
+        self.app = web.Application()
         self.app.add_routes([
             web.get("/", self._page),
             web.get("/task", self._task),
@@ -186,7 +119,7 @@ class ModelApp:
         return web.Response(text=page, content_type="text/html")
 
     async def _task(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._signed_task)
+        return large(self._signed_task)
 
     async def _status(self, _: web.Request) -> web.Response:
         return web.Response(body=encode(self.brokerage.status(self._now())))
@@ -195,7 +128,8 @@ class ModelApp:
         return web.Response(body=encode(self.brokerage.puzzle(self._now())))
 
     async def _join(self, request: web.Request) -> web.Response:
-        join = decode(await read_body(request, SMALL_LIMIT), Join)
+        join = decode(
+            await read_body(request, SMALL_LIMIT, self._limits.read_seconds), Join)
         welcome = self.brokerage.join(join, self._now())
         self._stir()
         await self._on_disk()
@@ -204,23 +138,28 @@ class ModelApp:
     async def _model(self, _: web.Request) -> web.Response:
         if self.model is None:
             raise PeerProblem(NOT_PUBLISHED)
-        return web.Response(body=self.model)
+        return large(self.model)
 
     # -- the training conversation -------------------------------------------------------------
 
     async def _train(self, request: web.Request) -> web.StreamResponse:
-        limit = push_limit(self.brokerage.task.dimension)
+        limits = self._limits
+        # Pings are answered by _read, so that they count.
         socket = web.WebSocketResponse(
-            compress=False, max_msg_size=limit, heartbeat=HEARTBEAT, timeout=GOODBYE)
-        socket.headers["Server"] = "tormentor"
+            compress=False, max_msg_size=push_limit(self.brokerage.task.dimension),
+            heartbeat=limits.heartbeat, timeout=limits.goodbye, autoping=False)
+        socket.headers["Server"] = HEADERS["Server"]
         await socket.prepare(request)
+        bucket = Bucket(limits.messages, limits.messages_at_once, self._now())
         mine = None
         try:
-            hello = decode(await self._read(socket, HELLO_SECONDS), Hello)
+            async with asyncio.timeout(limits.hello_seconds):
+                hello = decode(await self._read(socket, bucket), Hello)
             if not self.brokerage.knows(hello.token):
                 raise PeerProblem(UNKNOWN_CLIENT)
+            welcome(request)
             mine = self._take_over(hello.token)
-            await self._converse(socket, hello.token)
+            await self._converse(socket, hello.token, bucket)
         except Problem as problem:
             with contextlib.suppress(ConnectionError, TimeoutError):
                 await self._send(socket, Turn(b"", refused(problem)))
@@ -228,32 +167,49 @@ class ModelApp:
             pass
         finally:
             if mine is not None:
-                del self._conversations[mine]
-            await _close(socket, request)
+                self._conversations.pop(mine, None)
+            await _close(socket, request, limits.goodbye)
         return socket
 
     def _take_over(self, token: bytes) -> asyncio.Task[object]:
         """A session has one conversation: an older one, likely dead, is ended."""
-        for other, its in self._conversations.items():
-            if its == token:
-                other.cancel()
+        for other in [t for t, its in self._conversations.items() if its.token == token]:
+            self._end(other)
         task = asyncio.current_task()
         assert task is not None
-        self._conversations[task] = token
+        rules = self.brokerage.task.clients
+        # Until it is heard, it has no more of a claim than one that was silent for too long.
+        self._conversations[task] = _Talk(token, self._now() - rules.silence)
+        if len(self._conversations) > rules.maximum + self._limits.spare_conversations:
+            self._end(min(self._conversations, key=lambda t: self._conversations[t].heard))
         return task
 
-    async def _converse(self, socket: web.WebSocketResponse, token: bytes) -> None:
+    def _end(self, conversation: asyncio.Task[object]) -> None:
+        del self._conversations[conversation]
+        conversation.cancel()
+
+    def _heard(self) -> None:
+        """This conversation's session spoke, and has its place."""
+        task = asyncio.current_task()
+        if task in self._conversations:
+            self._conversations[task].heard = self._now()
+
+    async def _converse(
+        self, socket: web.WebSocketResponse, token: bytes, bucket: Bucket
+    ) -> None:
         """Answer each message; answer one that waits again whenever there is more to say."""
         limit = push_limit(self.brokerage.task.dimension)
-        reading = asyncio.create_task(self._read(socket, None))
+        reading = asyncio.create_task(self._read(socket, bucket))
         try:
             while True:
                 await asyncio.wait([reading])
                 message: FromClient = decode(reading.result(), FromClient, limit)
-                reading = asyncio.create_task(self._read(socket, None))
+                reading = asyncio.create_task(self._read(socket, bucket))
                 if not isinstance(message, Leave):
                     await self._hold_back()
                 turn, seen = await self._receive(token, message)
+                if not isinstance(turn.next, Refused):
+                    self._heard()
                 await self._send(socket, turn)
                 while isinstance(turn.next, Wait):
                     if await self._message_or_news(reading, seen):
@@ -278,8 +234,9 @@ class ModelApp:
 
     async def _send(self, socket: web.WebSocketResponse, turn: Turn) -> None:
         """Send a turn to somebody who takes it, and not for ever."""
-        async with asyncio.timeout(SEND_SECONDS):
-            await socket.send_bytes(encode(turn))
+        raw = encode(turn)
+        async with asyncio.timeout(self._limits.send_seconds + len(raw) / SLOWEST):
+            await socket.send_bytes(raw)
 
     async def _receive(
         self, token: bytes, message: FromClient, repeated: bool = False
@@ -298,13 +255,21 @@ class ModelApp:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         return reading.done()
 
-    async def _read(self, socket: web.WebSocketResponse, seconds: float | None) -> bytes:
-        message = await socket.receive(timeout=seconds)
-        if message.type is WSMsgType.BINARY and isinstance(message.data, bytes):
-            return message.data
-        if message.type is WSMsgType.TEXT:
-            raise PeerProblem(MALFORMED)
-        raise _HungUp
+    async def _read(self, socket: web.WebSocketResponse, bucket: Bucket) -> bytes:
+        """The next message, not before its turn: what comes too fast waits unread."""
+        while True:
+            message = await socket.receive()
+            if wait := bucket.take(self._now()):
+                await asyncio.sleep(wait)
+            if message.type is WSMsgType.BINARY and isinstance(message.data, bytes):
+                return message.data
+            if message.type is WSMsgType.TEXT:
+                raise PeerProblem(MALFORMED)
+            if message.type is WSMsgType.PING:
+                async with asyncio.timeout(self._limits.send_seconds):
+                    await socket.pong(message.data)
+            elif message.type is not WSMsgType.PONG:
+                raise _HungUp
 
     async def _hang_up(self, _: web.Application) -> None:
         """End all conversations: with a goodbye to those who listen, soon in any case."""
@@ -312,7 +277,7 @@ class ModelApp:
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=3 * GOODBYE)
+            await asyncio.wait(tasks, timeout=3 * self._limits.goodbye)
 
     # -- what goes on by itself ----------------------------------------------------------------
 
@@ -377,16 +342,26 @@ class ModelApp:
                 batch.set_result(None)
 
 
-async def _close(socket: web.WebSocketResponse, request: web.Request) -> None:
+async def _close(
+    socket: web.WebSocketResponse, request: web.Request, goodbye: float
+) -> None:
     """Say goodbye to whoever listens, and cut off whoever does not."""
     try:
-        async with asyncio.timeout(2 * GOODBYE):
+        async with asyncio.timeout(2 * goodbye):
             await socket.close()
     except (ConnectionError, TimeoutError):
         pass
     finally:
         if request.transport is not None:
             request.transport.abort()
+
+
+@dataclass(slots=True, repr=False)
+class _Talk:
+    """A conversation: whose, and when it was heard of last and not refused."""
+
+    token: bytes
+    heard: float
 
 
 class _HungUp(Exception):

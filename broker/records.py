@@ -1,6 +1,6 @@
 """What must outlive a crash: the records that the brokerage gives and the store keeps. Pure.
 
-State, never a history of anybody's updates.
+State, never a history of anybody's updates. Printed by mistake, they tell nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from accord.messages import Phase
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ModelRow:
     """What must outlive a crash, of the model: its state, never a history of updates.
 
@@ -37,7 +37,7 @@ class ModelRow:
     ended: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SessionRow:
     """What must outlive a crash, of a session. ``spent`` is the ticket acknowledged last,
     ``evidence`` what the test of updates has on it."""

@@ -1,18 +1,23 @@
 """SQLite: what must outlive a crash. The state of a model, never a history of anyone's updates.
 
 WAL with ``synchronous=FULL``: when :meth:`Store.write` returns, the rows are on the disk
-(https://www.sqlite.org/pragma.html#pragma_synchronous).
+(https://www.sqlite.org/pragma.html#pragma_synchronous). Both are asked for again at each opening:
+the first is kept in the file, the second is not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from accord.files import sync_directory
 from accord.messages import SignedTask
 from accord.problems import DISK, Problem
 from broker.records import Changes, ModelRow, SessionRow
@@ -23,6 +28,7 @@ CREATE TABLE IF NOT EXISTS task (
     body BLOB NOT NULL, curator BLOB NOT NULL, signature BLOB NOT NULL,
     rows BLOB NOT NULL, labels BLOB NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS invited (key BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS model (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     phase TEXT NOT NULL, weights BLOB NOT NULL, updates INTEGER NOT NULL,
@@ -36,10 +42,12 @@ CREATE TABLE IF NOT EXISTS session (
     evidence BLOB NOT NULL, spent BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 """
+_VERSION: Final = zlib.crc32(" ".join(_SCHEMA.split()).encode()) & 0x7FFF_FFFF
+"""Of the schema, and so another one for each: SQLite's ``user_version`` (31 bits)."""
 
 
 class Store:
-    """One model's database. Creating it makes the file (0600).
+    """One model's database. Creating it makes the file (0600), and has its name on the disk.
 
     Writes may come from another thread than the rest, as a desk that is stopped cannot stop a
     thread that writes: closing waits for it.
@@ -54,23 +62,53 @@ class Store:
         try:
             path.touch(mode=0o600)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
         except (sqlite3.Error, OSError) as error:
             raise self._problem(error) from None
+        try:
+            self._begin()
+        except (sqlite3.Error, OSError) as error:
+            self._db.close()
+            raise self._problem(error) from None
+
+    def _begin(self) -> None:
+        self._ask("PRAGMA synchronous=FULL")
+        # SQLite does not refuse what a file system cannot do: it says what it does instead.
+        if self._ask("PRAGMA journal_mode=WAL") != "wal" or self._ask("PRAGMA synchronous") != 2:
+            raise OSError("SQLite keeps no write-ahead log in this place")
+        if self._ask("SELECT count(*) FROM sqlite_schema") == 0:
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT")
+        elif self._ask("PRAGMA user_version") != _VERSION:
+            raise OSError("another version of TorMentor has written it")
+        elif (found := self._ask("PRAGMA quick_check(1)")) != "ok":
+            raise OSError(f"it is damaged ({found})")
+        sync_directory(self._path.parent)
+
+    def _ask(self, what: str) -> object:
+        """The one value of an answer; None when there is none."""
+        row = self._db.execute(what).fetchone()
+        return row[0] if row else None
 
     def _problem(self, error: Exception) -> Problem:
         return Problem(DISK, path=self._path, why=str(error))
 
-    def keep_task(self, signed: SignedTask, rows: np.ndarray, labels: np.ndarray) -> None:
-        """Write the task and its validation set, once."""
-        try:
+    def keep_task(
+        self, signed: SignedTask, rows: np.ndarray, labels: np.ndarray,
+        invited: Sequence[bytes] = (),
+    ) -> None:
+        """Write the task, its validation set, and the keys of those who are invited, once."""
+        with self._transaction():
+            self._db.executemany("INSERT INTO invited VALUES (?)", [(key,) for key in invited])
             self._db.execute(
                 "INSERT INTO task VALUES (1, ?, ?, ?, ?, ?)",
                 (signed.body, signed.curator, signed.signature,
                  rows.astype("<f4").tobytes(), labels.astype("u1").tobytes()),
             )
+
+    def invited(self) -> list[bytes]:
+        """The keys of those who alone can reach the model; none for everybody."""
+        try:
+            return [key for (key,) in self._db.execute("SELECT key FROM invited")]
         except sqlite3.Error as error:
             raise self._problem(error) from None
 
@@ -91,29 +129,32 @@ class Store:
 
     def write(self, changes: Changes) -> None:
         """Bring changes to the disk, all of them or none."""
-        with self._lock:
-            self._write(changes)
+        with self._transaction():
+            if changes.model is not None:
+                self._write_model(changes.model)
+            self._db.executemany(
+                "DELETE FROM session WHERE name = ?", [(n,) for n in changes.forgotten])
+            self._db.executemany(
+                "INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?)",
+                [(s.name, s.min_clients, s.updates, s.strikes, s.evidence, s.spent)
+                 for s in changes.sessions],
+            )
 
-    def _write(self, changes: Changes) -> None:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """What is written within it is written as a whole, or not at all."""
+        with self._lock:
             try:
-                if changes.model is not None:
-                    self._write_model(changes.model)
-                self._db.executemany(
-                    "DELETE FROM session WHERE name = ?", [(n,) for n in changes.forgotten])
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?)",
-                    [(s.name, s.min_clients, s.updates, s.strikes, s.evidence, s.spent)
-                     for s in changes.sessions],
-                )
-                self._db.execute("COMMIT")
-            except sqlite3.Error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            raise self._problem(error) from None
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise self._problem(error) from None
 
     def _write_model(self, m: ModelRow) -> None:
         self._db.execute(
@@ -133,9 +174,12 @@ class Store:
         if row is None:
             return None
         _, phase, weights, updates, best, *rest = row
-        model = ModelRow(
-            phase, np.frombuffer(weights, np.float64), updates, np.frombuffer(best, np.float64),
-            *rest)
+        try:
+            model = ModelRow(
+                phase, np.frombuffer(weights, np.float64), updates,
+                np.frombuffer(best, np.float64), *rest)
+        except ValueError as error:
+            raise self._problem(error) from None
         return model, [SessionRow(*s) for s in sessions]
 
     def close(self) -> None:

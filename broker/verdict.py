@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Update:
     """One accepted update, as the tests see it; vectors are float64 (d,).
 
@@ -27,7 +27,7 @@ class Update:
     gradient: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Verdict:
     """What becomes of an accepted update.
 

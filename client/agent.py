@@ -20,7 +20,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from accord import puzzle
-from accord.circuit import SLOWEST, Circuit, Route, WebSocket, fresh_identity
+from accord.circuit import PATIENCE, SLOWEST, Circuit, Route, WebSocket, fresh_identity
 from accord.files import write_whole
 from accord.messages import (
     TASK_LIMIT,
@@ -46,6 +46,7 @@ from accord.problems import (
     NOT_SOLVED,
     OTHER_TASK,
     TOO_HARD,
+    TOR_AWAY,
     UNKNOWN_CLIENT,
     PeerProblem,
     Problem,
@@ -91,6 +92,12 @@ _SECOND: Final = 1.0
 _SHARE: Final = 10  # at most one part in so many of the time goes into counting the privacy spent
 _GOODBYE: Final = 2.0
 _FOREVER: Final = 1e7  # the conversation knows better how long to wait
+
+_SHORT: Final = 20.0
+"""Seconds that a first try may take; each further one so much longer, up to the usual patience. A
+broker that was started again is at first looked for where it was, which nobody may deny."""
+_NOBODY: Final = (AWAY, TOR_AWAY)
+"""Nobody answers. Whether that is the broker's tor or ours, it may be back in a moment."""
 
 T = TypeVar("T")
 
@@ -217,29 +224,43 @@ class Agent:
         """Ask until there is an answer, on a new circuit each time.
 
         Args:
-            ask: raises ``AWAY`` while there is none.
+            ask: raises ``AWAY`` or ``TOR_AWAY`` while there is none.
             more: other kinds of problems that mean the same.
 
         Raises:
             Problem: ``LOST``, or any other than those.
         """
         back_off = BackOff(self.session.onion, self._pace)
+        tries = 0
         while True:
             self._asking()
+            tries += 1
             try:
-                async with Circuit(self._way, self.session.onion, fresh_identity()) as circuit:
+                async with self._circuit(tries) as circuit:
                     answer = await ask(circuit)
                 self._unanswered = None
                 return answer
             except Problem as problem:
-                if problem.kind is not AWAY:
+                if problem.kind not in _NOBODY:
                     self._unanswered = None
-                if problem.kind not in (AWAY, INTERNAL, *more):
+                if problem.kind not in (*_NOBODY, INTERNAL, *more):
                     raise
                 pause = back_off.again(_now(), _random())
                 if problem.kind not in more:
                     self._tell(Reconnecting(_why(problem), pause))
+                await self._look_up(problem)
             await asyncio.sleep(pause)
+
+    def _circuit(self, tries: int) -> Circuit:
+        """A new one, for a try that comes after so many less one."""
+        return Circuit(self._way, self.session.onion, fresh_identity(),
+                       min(tries * _SHORT, PATIENCE))
+
+    async def _look_up(self, problem: Problem) -> None:
+        """Have our tor ask anew where a broker is that does not answer, if it can be told so."""
+        if problem.kind is AWAY and self._way.look_up is not None:
+            with contextlib.suppress(Problem):
+                await self._way.look_up(self.session.onion)
 
     async def _take_part(self) -> Stop:
         """In at the door and train, until there is a reason to stop."""
@@ -336,12 +357,14 @@ class Agent:
                             session.max_difficulty, self._can_pay,
                             dataclasses.replace(self._pace, answer=self._pace.answer + moving),
                             self._trainer.task.clients.silence, session.wishes)
+        tries = 0
         while True:
             self._asking()
+            tries += 1
             try:
-                async with Circuit(self._way, session.onion, fresh_identity()) as circuit:
+                async with self._circuit(tries) as circuit:
                     socket = await circuit.websocket("/train", turn_limit(self._dimension))
-                    self._unanswered = None
+                    self._unanswered, tries = None, 0
                     try:
                         return await self._converse(talk, socket)
                     finally:
@@ -349,10 +372,11 @@ class Agent:
             except Problem as problem:
                 if problem.kind is ENDED:
                     return "ended"
-                if problem.kind not in (AWAY, INTERNAL):
+                if problem.kind not in (*_NOBODY, INTERNAL):
                     raise
                 pause = talk.lost(_now(), _random())
                 self._tell(Reconnecting(_why(problem), pause))
+                await self._look_up(problem)
             # Meanwhile the step that was begun goes on.
             await asyncio.sleep(pause)
 
@@ -480,4 +504,6 @@ async def _say_goodbye(socket: WebSocket) -> None:
 
 
 def _why(problem: Problem) -> str:
+    if problem.kind is TOR_AWAY:
+        return "tor does not answer"
     return str(problem.details.get("why") or problem.kind.code)

@@ -299,7 +299,7 @@ class BackOff:
         return min(wait * (0.5 + random), left)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Step:
     """A ticket that was found good: make a step from these weights, solve this puzzle."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -61,6 +61,7 @@ from accord.task import Task, commitment, needs_validation, sign, task_id
 from accord.words import wrapped
 from curator.definition import curator_key, read_definition
 from curator.draft import default_title, draft
+from curator.invite import read_invited
 from curator.watch import (
     NOT_MEASURED,
     follow,
@@ -88,6 +89,10 @@ _file = click.Path(path_type=Path)
 @click.option("--broker", metavar="ONION", help="Address of the broker's desk.")
 @click.option("--key", metavar="FILE", type=_file,
               help="Your Ed25519 key.  [made once, in the state directory]")
+@click.option("--invite", "invited", metavar="KEY", multiple=True,
+              help="Open to invited clients only: a key that 'tormentor key' printed for one of "
+              "them, or a file with such a key a line. May be said many times; you are invited by "
+              "yourself.")
 @click.option("--watch", is_flag=True, help="Follow the training, then fetch the model.")
 @click.option("--init", metavar="DATA.csv", type=_file,
               help="Write a commented task file for this table instead.")
@@ -101,8 +106,8 @@ _file = click.Path(path_type=Path)
 @tor_options
 async def curate(
     *, task: Path | None, validation: Path | None, broker: str | None, key: Path | None,
-    watch: bool, init: Path | None, target: str | None, title: str | None, output: Path | None,
-    as_json: bool, state: Path, tor: TorOptions,
+    invited: tuple[str, ...], watch: bool, init: Path | None, target: str | None,
+    title: str | None, output: Path | None, as_json: bool, state: Path, tor: TorOptions,
 ) -> None:
     """Define a task and hand it to a broker.
 
@@ -116,7 +121,7 @@ async def curate(
     """
     if init is not None:
         _none_of({"TASK.toml": task, "--validation": validation, "--broker": broker,
-                  "--key": key, "--watch": watch or None},
+                  "--key": key, "--invite": invited or None, "--watch": watch or None},
                  "does not go with --init", "do not go with --init")
         _init(init, target, title, output or Path(f"{init.stem}.toml"), as_json)
         return
@@ -131,7 +136,8 @@ async def curate(
         hint = "" if task else "; write a task with 'tormentor curate --init DATA.csv'"
         raise Problem(BAD_OPTION, option=_listed(missing),
                       what=("is" if len(missing) == 1 else "are") + f" missing{hint}")
-    order = _order(task, validation, broker, state, key, _without_tor(tor))
+    order = _order(task, validation, broker, state, key, read_invited(invited, state, tor.mode),
+                   _without_tor(tor))
     if output is not None:
         _check_place(output)
     async with route(tor, state) as way:
@@ -141,7 +147,8 @@ async def curate(
         async with circuit(way, onion) as model_circuit:
             await _appear(model_circuit, order.signed)
             told = {"onion": onion, "task": task_id(order.signed),
-                    "curator": order.signed.curator.hex(), "join": order.join(onion)}
+                    "curator": order.signed.curator.hex(), "join": order.join(onion),
+                    **({"invited": order.invited} if order.invited else {})}
             if not watch:
                 result(told, as_json, lambda: _invitation(told))
                 return
@@ -174,7 +181,7 @@ def _without_tor(tor: TorOptions) -> str:
     return f" --tor none --direct {host}:{port}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class _Order:
     """What a desk is given, once everything here was checked.
 
@@ -183,6 +190,7 @@ class _Order:
         signed: the task, with the digest of its validation set.
         body: the message to the desk.
         clients: how many the task needs at least.
+        invited: how many others alone can reach the model; 0 for everybody.
         way: options that somebody else needs to get by the same way to the same broker.
     """
 
@@ -190,6 +198,7 @@ class _Order:
     signed: SignedTask
     body: bytes
     clients: int
+    invited: int
     way: str
 
     def join(self, onion: str) -> str:
@@ -199,7 +208,8 @@ class _Order:
 
 
 def _order(
-    path: Path, validation: Path | None, broker: str, state: Path, key: Path | None, way: str
+    path: Path, validation: Path | None, broker: str, state: Path, key: Path | None,
+    invited: tuple[bytes, ...], way: str,
 ) -> _Order:
     """Check everything that can be checked here, before anybody is spoken to."""
     address = check_onion(broker)
@@ -216,8 +226,8 @@ def _order(
     signed = sign(task, curator_key(state, key))
     if validation is not None:
         _keep_salt(state, signed, salt)
-    body = encode(Curate(task=signed, rows=rows, labels=labels, salt=salt))
-    return _Order(address, signed, body, task.clients.minimum, way)
+    body = encode(Curate(task=signed, rows=rows, labels=labels, salt=salt, invited=invited))
+    return _Order(address, signed, body, task.clients.minimum, max(0, len(invited) - 1), way)
 
 
 def _validation_set(task: Task, path: Path) -> tuple[bytes, bytes]:
@@ -297,9 +307,10 @@ async def _appear(model: Circuit, signed: SignedTask) -> None:
         raise PeerProblem(OTHER_TASK, address=model.onion)
 
 
-def _invitation(told: dict[str, str]) -> str:
-    return (f"Model:   {told['onion']}\nCurator: {told['curator']}\n"
-            f"Those who take part type:\n  {told['join']}")
+def _invitation(told: Mapping[str, object]) -> str:
+    who = "Those who take part type:" if "invited" not in told else (
+        f"Only the {told['invited']} invited, and you, can reach it. Those who take part type:")
+    return f"Model:   {told['onion']}\nCurator: {told['curator']}\n{who}\n  {told['join']}"
 
 
 def _init(
@@ -377,7 +388,7 @@ class _Fetched:
     saved: Path
     status: Status
 
-    def tell(self, as_json: bool, more: dict[str, str]) -> None:
+    def tell(self, as_json: bool, more: Mapping[str, object]) -> None:
         """The command's result."""
         if warning := useless(self.status):
             warn(warning)

@@ -42,10 +42,11 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() != int(sys.argv.pop(1)):
     sys.exit("the parent has gone already")
-runpy.run_module("tormentor", run_name="__main__", alter_sys=True)
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
-"""'python -m tormentor' that does not outlive who started it. It is the child itself that asks:
-asyncio's preexec_fn would run between fork and exec, where threads can make it hang."""
+"""'python -m tormentor', or another module, that does not outlive who started it. It is the child
+itself that asks: asyncio's preexec_fn would run between fork and exec, where threads can make it
+hang."""
 
 
 @dataclass(slots=True)
@@ -247,10 +248,16 @@ class Command:
     """One ``tormentor`` command in a process of its own; ended, if need be, on leaving.
 
     On Linux it also ends with the thread that started it, however that ends.
+
+    Args:
+        log: what it says besides its result is added to it.
+        arguments: of the command.
+        module: run instead of ``tormentor``, with the same arguments.
     """
 
-    def __init__(self, log: Path, *arguments: object) -> None:
+    def __init__(self, log: Path, *arguments: object, module: str = "tormentor") -> None:
         self._log = log
+        self._module = module
         self._arguments = [str(a) for a in arguments]
         self._process: asyncio.subprocess.Process | None = None
 
@@ -259,7 +266,7 @@ class Command:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TORMENTOR_")}
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", _CHILD, str(os.getpid()), *self._arguments,
+                sys.executable, "-c", _CHILD, str(os.getpid()), self._module, *self._arguments,
                 stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, env=environment,
                 # Ctrl-C is for the demo, which then ends its commands in order.
                 start_new_session=True)
@@ -277,6 +284,23 @@ class Command:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._running().pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is no more."""
+        return self._running().returncode is not None
+
+    async def kill(self) -> None:
+        """End it as a crash would (SIGKILL): nothing of it runs any more."""
+        process = self._running()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
     async def lines(self) -> AsyncIterator[dict[str, Any]]:
         """Its JSON lines."""

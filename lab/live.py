@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from accord import puzzle
@@ -42,6 +42,7 @@ from accord.onion import onion_from_seed
 from accord.problems import AWAY, EVICTED, Problem
 from accord.task import Task, sign
 from broker.brokerage import Brokerage
+from broker.doorman import Door
 from broker.model_app import ModelApp
 from broker.store import Store
 from client.session import Conversation, Over, Pace, Step
@@ -95,15 +96,15 @@ def hash_rate(seconds: float = 0.2) -> float:
 async def serve(brokerage: Brokerage, store: Store) -> AsyncIterator[Route]:
     """Serve a model on loopback while the body runs."""
     app = ModelApp(brokerage, store, lambda: b"")
-    runner = web.AppRunner(app.app, shutdown_timeout=0.5)
-    await runner.setup()
+    listener = socket.create_server(("127.0.0.1", 0))
+    host, port = listener.getsockname()
+    door = Door(app.app, listener)
+    await door.open()
     life = asyncio.create_task(app.run())
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        yield Route(socks=None, direct=(str(host), int(port)))
+        yield Route(socks=None, direct=(host, port))
     finally:
-        await runner.cleanup()
+        await door.close()
         life.cancel()
         await asyncio.gather(life, return_exceptions=True)
 

@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,7 +28,18 @@ from typing import Final
 from accord.control import Control, Progress, Socks
 from accord.files import private_directory
 from accord.problems import LOCKED, TOR_FAILED, TOR_SLOW, Problem
-from accord.tor import Tor, find_tor, last_words, launch, prepare, spawn, stop, torrc
+from accord.tor import (
+    Tor,
+    find_tor,
+    held_port,
+    last_words,
+    launch,
+    prepare,
+    spawn,
+    stop,
+    torrc,
+)
+from accord.tor import running as running
 
 AUTHORITIES: Final = 3
 RELAYS: Final = 4
@@ -44,6 +54,9 @@ relays miss the first vote; from 2.9 on, or up to 1.5, none does."""
 _ATTEMPTS: Final = 3
 """How often it is begun anew when a slow machine misses the first vote all the same: the second
 vote would be V3AuthVotingInterval later."""
+_READY: Final = 15.0
+"""Seconds that the client has once there is a consensus. It takes 1 to 3; but now and then, on a
+busy machine, the first circuits of all tors hang for over a minute, and to begin anew is sooner."""
 
 _PRIVATE: Final = """\
 TestingTorNetwork 1
@@ -191,13 +204,13 @@ class TorNetwork:
 
     async def _up(self, socks_ports: int, tell: Progress,
                   links: Callable[[Sequence[Link]], Awaitable[None]] | None) -> bool:
-        """One attempt; False when a relay missed the first vote."""
+        """One attempt; False when a relay missed the first vote, or the first circuits hang."""
         tell(0, "making keys")
         program, _ = await asyncio.to_thread(find_tor)
         await asyncio.to_thread(self._clear)
         count = len(self._names)
         with contextlib.ExitStack() as reserved:
-            ports = [_reserve(reserved) for _ in range(2 * count + AUTHORITIES)]
+            ports = [reserved.enter_context(held_port()) for _ in range(2 * count + AUTHORITIES)]
             listening, advertised, dir_ports = (
                 ports[:count], ports[count : 2 * count], ports[2 * count :])
             if links is None:
@@ -220,7 +233,11 @@ class TorNetwork:
             complete = await self._consensus()
         if not complete:
             return False
-        await self._client(program, socks_ports, lambda p, w: tell(40 + p * 6 // 10, w))
+        try:
+            async with asyncio.timeout(_READY):
+                await self._client(program, socks_ports, lambda p, w: tell(40 + p * 6 // 10, w))
+        except TimeoutError:
+            return False
         return True
 
     def _clear(self) -> None:
@@ -320,6 +337,20 @@ class TorNetwork:
         finally:
             await control.close()
 
+    async def kill(self, name: str) -> None:
+        """End an authority or a relay of an owned network at once, as a crash would."""
+        child = self._children[name]
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+    async def restart(self, name: str) -> None:
+        """Start one again that was killed: the same keys, ports and place in the consensus."""
+        program, _ = await asyncio.to_thread(find_tor)
+        directory = self.directory / name
+        text = await asyncio.to_thread((directory / "torrc").read_text)
+        await self._start(name, prepare(program, directory, text))
+
     async def join(self) -> list[Socks]:
         """The SOCKS ports of a network that another process brought up and left.
 
@@ -332,7 +363,7 @@ class TorNetwork:
     def status(self) -> list[Node]:
         """Each tor of the network and whether it lives; those that were never started are not."""
         places = [self.directory / name for name in (*self._names, "client")]
-        return [Node(place.name, place, _pid(place)) for place in places]
+        return [Node(place.name, place, running(place)) for place in places]
 
     async def down(self) -> None:
         """Stop all of it, whoever started it. Keeps the logs. May be called twice."""
@@ -356,20 +387,6 @@ class TorNetwork:
 
     async def __aexit__(self, *failure: object) -> None:
         await self.down()
-
-
-def _reserve(until: contextlib.ExitStack) -> int:
-    """A free port of loopback that nobody else can take, and a tor can listen on.
-
-    It is bound to alone, so that no other network is given it; then reuse is allowed, so that a
-    tor (which asks for reuse as well) can bind and listen while it is still held.
-    """
-    holder = until.enter_context(socket.socket())
-    holder.bind(("127.0.0.1", 0))
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    port = holder.getsockname()[1]
-    assert isinstance(port, int)
-    return port
 
 
 def _until_start(now: float) -> float:
@@ -397,13 +414,3 @@ async def _run(log: Path, *command: str) -> str:
         why = f"{Path(command[0]).name} ended with status {child.returncode}"
         raise Problem(TOR_FAILED, why=why, log=log)
     return printed.decode()
-
-
-def _pid(directory: Path) -> int | None:
-    """The process of this tor, if it lives and is this tor: numbers of processes come again."""
-    try:
-        pid = int((directory / "pid").read_text())
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (OSError, ValueError):
-        return None
-    return pid if os.fsencode(directory / "torrc") in command else None

@@ -26,7 +26,9 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
@@ -167,15 +169,21 @@ WRITERS: Final = {writer.__name__: writer for writer in (write_whole, in_place, 
 
 # -- the child -------------------------------------------------------------------------------
 class Faults:
-    """Puts a plan into this process's system calls, for the rest of its life."""
+    """Puts a plan into this process's system calls, for the rest of its life.
 
-    def __init__(self, plan: Plan, told: int) -> None:
+    Args:
+        plan: what happens at which call.
+        told: the pipe to the world.
+        names: of the calls, in the module ``os``.
+    """
+
+    def __init__(self, plan: Plan, told: int, names: tuple[str, ...] = CALLS) -> None:
         self._plan = plan
         self._told = told
         self._calls = 0
         self._paths: dict[int, str] = {}
-        for name in CALLS:
-            setattr(os, name, self._wrapped(name, _REAL[name]))
+        for name in names:
+            setattr(os, name, self._wrapped(name, getattr(os, name)))
         fcntl.flock = self._wrapped("flock", fcntl.flock)
 
     def tell(self, what: bytes, payload: bytes = b"") -> None:
@@ -211,8 +219,13 @@ class Faults:
 
     def _note(self, name: str, arguments: tuple[Any, ...], answer: Any) -> None:
         """Tell what is on the disk from now on."""
+        if name in ("mkdir", "rename", "replace"):
+            old = "" if name == "mkdir" else str(arguments[0])
+            self.tell(b"N", json.dumps([old, str(arguments[name != "mkdir"])]).encode())
         if name == "open":
             self._paths[answer] = str(arguments[0])
+            if arguments[1] & os.O_CREAT:
+                self.tell(b"N", json.dumps(["", str(arguments[0])]).encode())
         elif name in ("fdatasync", "fsync"):
             path = Path(self._paths[arguments[0]])
             if path.is_dir():
@@ -261,7 +274,11 @@ class Left:
         sent: the numbers of the spends that it was allowed to send.
         tried: of those that it began.
         durable: content that is on the disk; None when none was ever synced.
+        kept: what of it had its directory synced, too.
         names: directories whose entries are on the disk.
+        made: what became of names, in order: made or renamed ones as pairs, of the old one (or
+            nothing) and the new; directories synced, alone.
+        said: what else it told.
         killed: it died of SIGKILL, or of the kernel's refusal to write on.
     """
 
@@ -269,11 +286,16 @@ class Left:
     sent: list[int] = field(default_factory=list)
     tried: list[int] = field(default_factory=list)
     durable: bytes | None = None
+    kept: bytes | None = None
     names: set[str] = field(default_factory=set)
+    made: list[tuple[str, ...]] = field(default_factory=list)
+    said: list[bytes] = field(default_factory=list)
     killed: bool = False
 
 
-def in_a_child(body: Callable[[Faults], None], plan: Plan) -> Left:
+def in_a_child(
+    body: Callable[[Faults], None], plan: Plan, names: tuple[str, ...] = CALLS
+) -> Left:
     """Run it in a process of its own, that ends as its plan says."""
     reads, writes = os.pipe()
     pid = os.fork()
@@ -281,7 +303,7 @@ def in_a_child(body: Callable[[Faults], None], plan: Plan) -> Left:
         status = 1
         try:
             os.close(reads)
-            body(Faults(plan, writes))
+            body(Faults(plan, writes, names))
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -309,8 +331,14 @@ def in_a_child(body: Callable[[Faults], None], plan: Plan) -> Left:
             left.sent.append(left.tried[-1])
         elif what == b"F":
             left.durable = payload
+        elif what == b"N":
+            left.made.append(tuple(json.loads(payload)))
+        elif what == b"S":
+            left.said.append(payload)
         else:
             left.names.add(payload.decode())
+            left.made.append((payload.decode(),))
+            left.kept = left.durable
     return left
 
 
@@ -629,6 +657,44 @@ def _one_of_both(path: Path, home: Path, left: Left, old: session.Session | None
         path.write_bytes(content)
         found = session.load_session(path)
         assert found == new or (found == old and not left.sent), "an older session"
+
+
+def examined(module: str, runs: list[tuple[str, str]]) -> Iterator[tuple[str, dict[str, object]]]:
+    """Each scenario of this module, or one like it, with what came of it: run as a program."""
+    here, memory = Path(__file__).parent, Path("/dev/shm")
+    # Where there is such a place, no real disk is waited for: what a disk keeps is modelled anyhow.
+    place = memory if os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=place) as home:
+        done = subprocess.run(
+            [sys.executable, "-m", module, home, *(word for run in runs for word in run)],
+            capture_output=True, text=True, timeout=240,
+            env=os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"})
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == len(runs), done.stderr
+    return zip((" ".join(run) for run in runs), lines, strict=True)
+
+
+def each_in_a_child(examine: Callable[[str, str, Path], int]) -> None:
+    """The program of a module like this one: each scenario in a process of its own, as what is
+    put in place of something there stays. ``examine`` gives how many cases there were."""
+    gc.disable()
+    gc.freeze()
+    for place in range(2, len(sys.argv), 2):
+        scenario, subject = sys.argv[place : place + 2]
+        own = Path(sys.argv[1]) / f"{scenario}-{subject}"
+        own.mkdir()
+        pid = os.fork()
+        if pid == 0:
+            began, cases, wrong = time.monotonic(), 0, ""
+            try:
+                cases = examine(scenario, subject, own)
+            except Exception as error:
+                wrong = repr(error)
+            told = {"cases": cases, "wrong": wrong, "seconds": time.monotonic() - began}
+            print(json.dumps(told), flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
 
 
 def main(scenario: str, subject: str, home: Path) -> dict[str, object]:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from aiohttp import web
 from broker_world import DIMENSION, make_brokerage, make_task, solve
 
 from accord.circuit import Circuit, Route, WebSocket
@@ -40,6 +40,7 @@ from accord.messages import (
 )
 from accord.onion import onion_from_seed
 from accord.task import Training
+from broker.doorman import Door
 from broker.model_app import ModelApp
 from broker.store import Store
 
@@ -147,15 +148,15 @@ async def serve(
     brokerage = make_brokerage(make_task(training=rules), now=loop_time)
     store, draws = Store(directory / "model.db"), Draws()
     app = ModelApp(brokerage, store, lambda: b"", random=draws)
-    runner = web.AppRunner(app.app, shutdown_timeout=0.5)
-    await runner.setup()
+    listener = socket.create_server(("127.0.0.1", 0))
+    host, port = listener.getsockname()
+    door = Door(app.app, listener)
+    await door.open()
     life = asyncio.create_task(app.run())
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        yield Served(app, store, Route(socks=None, direct=(str(host), int(port))), draws)
+        yield Served(app, store, Route(socks=None, direct=(host, port)), draws)
     finally:
-        await runner.cleanup()
+        await door.close()
         life.cancel()
         await asyncio.gather(life, return_exceptions=True)
         store.close()

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from broker_world import DIMENSION, SALT, make_data, make_task, signed, solve, wire
+from broker_world import CURATOR, DIMENSION, SALT, make_data, make_task, signed, solve, wire
+from msgspec.structs import replace
 
 from accord.circuit import Circuit, Route, WebSocket
 from accord.messages import (
@@ -43,6 +44,7 @@ from accord.problems import PeerProblem, Problem
 from accord.task import Clients, Task, Training, Validation, commitment
 from broker.desk import Desk, Publisher
 from broker.direct import DirectFront
+from broker.limits import Limits
 
 DESK_SEED = b"d" * 32
 DESK = onion_from_seed(DESK_SEED)
@@ -50,11 +52,15 @@ STEP = vector_to_wire(np.array([0.1, 0, 0, 0]))
 
 
 @contextlib.asynccontextmanager
-async def open_desk(state: Path, **options: float) -> AsyncIterator[tuple[Desk, Route]]:
-    front = DirectFront()
+async def open_desk(
+    state: Path, limits: Limits | None = None, curators: frozenset[bytes] = frozenset(),
+    front: DirectFront | None = None, **options: float,
+) -> AsyncIterator[tuple[Desk, Route]]:
+    front = front or DirectFront()
     where = await front.listen("127.0.0.1", 0)
-    publisher = Publisher(front, state / "run")
-    desk = Desk(state, publisher, int(options.get("max_models", 2)), options.get("linger", 60.0))
+    publisher = Publisher(front, state / "run", limits)
+    desk = Desk(state, publisher, int(options.get("max_models", 2)), options.get("linger", 60.0),
+                limits, curators)
     try:
         await desk.start()
         await publisher.publish(DESK_SEED, desk.app)
@@ -266,6 +272,58 @@ async def test_what_a_killed_desk_left_is_cleared_and_a_long_path_is_no_obstacle
     assert not sockets.exists()
 
 
+async def test_a_desk_for_known_curators_takes_no_others(tmp_path):
+    async with open_desk(tmp_path, curators=frozenset([b"k" * 32])) as (desk, route):
+        with pytest.raises(PeerProblem) as caught:
+            await curate(route, make_task())
+        assert caught.value.kind.code == "curator-refused" and desk.onions == []
+        assert not list((tmp_path / "models").iterdir())
+    known = frozenset([b"k" * 32, CURATOR.public_key().public_bytes_raw()])
+    async with open_desk(tmp_path, curators=known) as (desk, route):
+        assert [await curate(route, make_task())] == desk.onions
+
+
+class Invitations(DirectFront):
+    """Not Tor: lets everybody in, and notes who was to be let in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guests: list[list[bytes]] = []
+
+    async def publish(
+        self, seed: bytes, target_socket: Path, *, invited: Sequence[bytes] = ()
+    ) -> str:
+        self.guests.append(list(invited))
+        return await super().publish(seed, target_socket)
+
+
+async def test_a_model_for_invited_clients_is_one_after_a_restart_too(tmp_path):
+    front = Invitations()
+    guests = [b"b" * 32, b"a" * 32, b"b" * 32]
+    async with open_desk(tmp_path, front=front) as (desk, route):
+        async with Circuit(route, DESK, "curator") as circuit:
+            await circuit.post(
+                "/curate", encode(replace(order(make_task()), invited=tuple(guests))))
+        assert len(desk.onions) == 1
+    assert front.guests == [[], sorted(set(guests))]
+    again = Invitations()
+    async with open_desk(tmp_path, front=again):
+        pass
+    # First the models, then the desk, which everybody may reach.
+    assert again.guests == [sorted(set(guests)), []]
+
+
+async def test_without_tor_there_are_no_invitations(tmp_path):
+    async with (
+        open_desk(tmp_path) as (desk, route), Circuit(route, DESK, "curator") as circuit
+    ):
+        with pytest.raises(PeerProblem) as caught:
+            await circuit.post(
+                "/curate", encode(replace(order(make_task()), invited=(b"a" * 32,))))
+        assert caught.value.kind.code == "internal" and desk.onions == []
+    assert not list((tmp_path / "models").iterdir())
+
+
 async def test_a_full_desk_and_orders_that_do_not_fit(tmp_path):
     async with open_desk(tmp_path, max_models=1) as (_, route):
         good = order(make_task())
@@ -378,10 +436,9 @@ async def test_a_message_larger_than_the_task_implies_is_cut_off(tmp_path):
         assert (await status(route, onion)).phase == "training"
 
 
-async def test_one_who_never_reads_holds_nobody_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("broker.model_app.SEND_SECONDS", 0.5)
+async def test_one_who_never_reads_holds_nobody_up(tmp_path):
     task = make_task(training=Training(max_norm=1.0))
-    async with open_desk(tmp_path) as (desk, route):
+    async with open_desk(tmp_path, limits=Limits(send_seconds=0.5)) as (desk, route):
         onion = await curate(route, task)
         async with visit(route, onion) as deaf, visit(route, onion) as good:
             # Its replies pile up until nothing more goes into the pipe.
@@ -406,6 +463,33 @@ async def test_idle_uploads_do_not_fill_the_desk(tmp_path):
         assert (await status(route, await curate(route, make_task()))).phase == "gathering"
         for _, writer in idle:
             writer.close()
+
+
+@pytest.mark.slow
+async def test_whoever_hangs_up_while_uploads_wait_leaves_nothing(tmp_path):
+    async with open_desk(tmp_path, Limits(uploads=1), max_models=1) as (desk, route):
+        host, port = route.direct
+        head = (f"POST /curate HTTP/1.1\r\nHost: {DESK}\r\n"
+                "Content-Length: 1000\r\n\r\nx").encode()
+        _, slow = await asyncio.open_connection(host, port)
+        slow.write(head)
+        await asyncio.sleep(0.3)
+        before = len(asyncio.all_tasks())
+        others = [await asyncio.open_connection(host, port) for _ in range(20)]
+        for _, writer in others:
+            writer.write(head)
+        await asyncio.sleep(0.5)
+        assert len(asyncio.all_tasks()) > before + 20 and desk._uploads.locked()
+        for _, writer in others:
+            writer.close()
+        for _ in range(60):
+            if len(asyncio.all_tasks()) <= before:
+                break
+            await asyncio.sleep(0.05)
+        assert len(asyncio.all_tasks()) <= before
+        slow.close()
+        # It is found out that the slow one has gone, too.
+        assert (await status(route, await curate(route, make_task()))).phase == "gathering"
 
 
 async def test_one_damaged_model_does_not_keep_the_others_away(tmp_path):

@@ -1,0 +1,59 @@
+"""Whom a curator invites: keys as they were typed, or in files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from accord.invitation import from_text, our_key, public_key
+from accord.messages import MAX_INVITED
+from accord.problems import BAD_INVITATION, BAD_OPTION, NO_FILE, Problem
+
+_FILE_LIMIT: Final = 1 << 20
+
+
+def read_invited(typed: Sequence[str], state: Path, mode: str) -> tuple[bytes, ...]:
+    """The keys of those who alone may reach the model, the curator's own first.
+
+    Args:
+        typed: keys, and names of files with a key a line (what follows a ``#`` is a remark).
+        state: where the curator's own key is, or will be.
+        mode: how Tor is used; without it nobody could be kept out.
+
+    Returns:
+        Nothing when nothing was typed: then everybody may.
+
+    Raises:
+        Problem: ``BAD_INVITATION``, ``NO_FILE``, ``BAD_OPTION``; ``BAD_KEY``, ``DISK`` for our own.
+    """
+    if not typed:
+        return ()
+    if mode == "none":
+        raise Problem(BAD_OPTION, option="--invite", what="needs Tor, which keeps the others out")
+    others = {key: None for text in typed for key in _keys(text)}
+    ours = our_key(state, make=True)
+    assert ours is not None
+    invited = tuple({public_key(ours): None} | others)
+    if len(invited) > MAX_INVITED:
+        raise Problem(BAD_OPTION, option="--invite",
+                      what=f"names {len(others):,} keys and a model takes {MAX_INVITED - 1}")
+    return invited
+
+
+def _keys(text: str) -> list[bytes]:
+    try:
+        return [from_text(text)]
+    except Problem:
+        path = Path(text)
+        if not path.is_file():
+            raise
+    try:
+        with path.open("rb") as file:
+            lines = file.read(_FILE_LIMIT).decode("ascii", "replace").splitlines()
+    except OSError as error:
+        raise Problem(NO_FILE, path=path, why=(error.strerror or str(error)).lower()) from None
+    keys = [from_text(key) for line in lines if (key := line.partition("#")[0].strip())]
+    if not keys:
+        raise Problem(BAD_INVITATION, text=text)
+    return keys
