@@ -248,6 +248,7 @@ async def test_a_peer_that_takes_nothing_does_not_hold_us() -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 async def test_a_peer_that_takes_no_upload_does_not_hold_us(monkeypatch) -> None:
     monkeypatch.setattr("accord.circuit.SLOWEST", 100_000_000)
     began = time.monotonic()

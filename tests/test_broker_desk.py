@@ -436,6 +436,7 @@ async def test_a_message_larger_than_the_task_implies_is_cut_off(tmp_path):
         assert (await status(route, onion)).phase == "training"
 
 
+@pytest.mark.slow
 async def test_one_who_never_reads_holds_nobody_up(tmp_path):
     task = make_task(training=Training(max_norm=1.0))
     async with open_desk(tmp_path, limits=Limits(send_seconds=0.5)) as (desk, route):
@@ -508,6 +509,7 @@ async def test_one_damaged_model_does_not_keep_the_others_away(tmp_path):
         assert len(desk.onions) == 2
 
 
+@pytest.mark.slow
 async def test_a_mistake_in_a_models_work_does_not_end_it(tmp_path, monkeypatch):
     async with open_desk(tmp_path) as (desk, route):
         onion = await curate(route, make_task())

@@ -220,6 +220,7 @@ async def test_a_header_that_drips_is_cut(tmp_path, begin, drip):
         writer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [b"Content-Length: 500\r\n", b"Transfer-Encoding: chunked\r\n"])
 async def test_a_body_that_drips_is_refused(tmp_path, head):
     async with serve(tmp_path, read_seconds=0.4) as place:
@@ -276,6 +277,7 @@ async def test_what_cannot_be_parsed_gets_our_sentence_and_no_line_in_the_log(
     assert caplog.records == []
 
 
+@pytest.mark.slow
 async def test_a_chunked_body_without_end_is_read_no_further_than_its_limit(tmp_path):
     async with serve(tmp_path) as place:
         reader, writer = await place.connect(
@@ -293,6 +295,7 @@ async def test_a_chunked_body_without_end_is_read_no_further_than_its_limit(tmp_
         writer.close()
 
 
+@pytest.mark.slow
 async def test_a_chunk_that_goes_wrong_later_is_malformed_too(tmp_path, caplog):
     async with serve(tmp_path, read_seconds=1.0) as place:
         reader, writer = await place.connect(
@@ -343,6 +346,7 @@ async def _ping(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [100, 3000])
 async def test_a_frame_that_drips_is_cut_in_spite_of_heartbeats(tmp_path, length):
     async with (
@@ -382,6 +386,7 @@ async def test_fragments_are_cut_at_once(tmp_path):
                     assert await _until_cut(bad.reader) == b""
 
 
+@pytest.mark.slow
 async def test_pings_are_messages_and_come_no_faster(tmp_path):
     async with (
         serve(tmp_path, messages=50, messages_at_once=20, goodbye=0.2) as place,
@@ -399,6 +404,7 @@ async def test_pings_are_messages_and_come_no_faster(tmp_path):
         assert await place.honest() < SOON
 
 
+@pytest.mark.slow
 async def test_messages_that_come_too_fast_are_read_later_and_none_is_lost(tmp_path):
     async with (
         serve(tmp_path, messages=100, messages_at_once=10) as place,
@@ -532,6 +538,7 @@ async def test_whoever_hangs_up_costs_nobody_a_turn(tmp_path):
         assert await place.honest() < SOON
 
 
+@pytest.mark.slow
 async def test_requests_are_answered_no_faster_and_in_order(tmp_path):
     async with serve(tmp_path, served=20, served_at_once=2) as place:
         began = time.monotonic()
@@ -549,6 +556,7 @@ async def test_requests_are_answered_no_faster_and_in_order(tmp_path):
         assert order == sorted(order)
 
 
+@pytest.mark.slow
 async def test_a_full_line_takes_nobody_more(tmp_path):
     async with serve(tmp_path, served=1, served_at_once=1, line=10) as place:
         ends = [await place.connect(GET) for _ in range(40)]

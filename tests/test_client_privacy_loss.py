@@ -329,6 +329,7 @@ def test_losses_of_a_drawn_row_that_cannot_fall_any_further_are_still_a_law(rele
 
 @given(kinds, st.floats(-6, 1))
 @settings(deadline=None, max_examples=30)
+@pytest.mark.slow
 def test_a_coarser_lattice_is_never_better(release, log_interval):
     interval = 10**log_interval
     for law in (dominating(release), directed(release)):

@@ -342,6 +342,7 @@ def test_a_full_disk_is_said_and_nothing_is_left(
     assert broker.order is None
 
 
+@pytest.mark.slow
 def test_on_a_terminal_it_is_one_block_with_a_curve(here: Path, broker: StandIn) -> None:
     evil = "Sick\x1b]0;title\x07[bold]"
     broker.answers["GET /status"] = [

@@ -62,6 +62,7 @@ def invoke(*arguments: object) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_cells_are_kept_and_not_run_again(toy: Path) -> None:
     said: list[tuple[int, int]] = []
 

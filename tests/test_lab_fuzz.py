@@ -196,6 +196,7 @@ async def test_what_is_logged_as_a_mistake_is_seen():
     assert len(complaints.found) == 2
 
 
+@pytest.mark.slow
 async def test_memory_that_grows_is_seen(tmp_path, monkeypatch):
     kept: list[bytes] = []
     true = fuzz_targets.Decoder.one

@@ -308,6 +308,7 @@ def test_with_random_labels_who_is_struck_leaves_and_the_others_go_on(tmp_path: 
 # -- the agent, through sockets --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_agents_leave_a_junk_curator_through_sockets(tmp_path: Path) -> None:
     validation = load(write_rows(tmp_path / "validation.csv", rows=400, seed=99), SCHEMA, 1)
     rows, labels = validation.rows, 1.0 - validation.labels

@@ -233,6 +233,7 @@ def test_each_lock_is_one_session_however_often_it_is_sent() -> None:
     assert len(tokens) == 1 and brokerage.status(1e3).clients == 2
 
 
+@pytest.mark.slow
 def test_leaving_just_before_the_strike_gets_past_nothing():
     # It did once: it never met a strike, and only a strike put newcomers on probation.
     for seed in range(3):

@@ -189,6 +189,7 @@ def test_where_the_data_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
     assert credit.find(Path("mine.csv")) == Path("mine.csv")
 
 
+@pytest.mark.slow
 def test_made_data_are_as_hard_as_the_real_ones() -> None:
     table = credit.load(None)
     assert table.rows.shape == (30_000, 24)

@@ -337,6 +337,7 @@ async def test_a_finished_task_tells_nothing_of_its_result() -> None:
     assert "result=Hello(...)" in repr(task)
 
 
+@pytest.mark.slow
 def test_nobody_prints_locals_with_a_traceback() -> None:
     program = (
         "import sys, logging, tormentor\n"
