@@ -26,7 +26,14 @@ from accord.circuit import Circuit, Route, fresh_identity
 from accord.control import Progress, Socks
 from accord.files import private_directory
 from accord.invitation import our_key
-from accord.problems import BAD_OPTION, EXIT_INTERRUPTED, Problem
+from accord.problems import (
+    AWAY,
+    BAD_OPTION,
+    EXIT_INTERRUPTED,
+    NOT_INVITED,
+    TOR_AWAY,
+    Problem,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -214,8 +221,19 @@ async def route(options: TorOptions, state: Path, quiet: bool = False) -> AsyncI
         async def introduce(onion: str) -> None:
             assert key is not None
             # Only now is its control port needed, which not everybody may use.
-            async with await tor.attach(socks, control=True) as system:
-                await system.control.add_client_key(onion, key)
+            try:
+                async with await tor.attach(socks, control=True) as system:
+                    if socks not in await system.control.socks():
+                        raise Problem(NOT_INVITED, address=onion, why=(
+                            f"the tor that listens at {socks} is not the one at "
+                            f"{system.control.where}, to which our key could be told"))
+                    await system.control.add_client_key(onion, key)
+            except Problem as problem:
+                if problem.kind is not TOR_AWAY:
+                    raise
+                raise Problem(NOT_INVITED, address=onion, why=(
+                    "the system's tor has no control port by which our key could be told to it"
+                )) from None
 
         async with await tor.attach(socks) as attached:
             yield Route(attached.socks, introduce=introduce if key else None)
@@ -291,15 +309,14 @@ async def unless_away(
     """Try until it works: an onion that was just published takes a while to be found.
 
     Args:
-        attempt: raises ``AWAY`` while the other side is not there.
+        attempt: raises ``AWAY`` while the other side is not there, ``TOR_AWAY`` while tor is not:
+            one that ended is started again.
         seconds: how long to go on.
         note: told each time why it did not work.
 
     Raises:
         Problem: the last one.
     """
-    from accord.problems import AWAY
-
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     pause = 0.5
@@ -307,8 +324,9 @@ async def unless_away(
         try:
             return await attempt()
         except Problem as problem:
-            if problem.kind is not AWAY or loop.time() + pause > end:
+            if problem.kind not in (AWAY, TOR_AWAY) or loop.time() + pause > end:
                 raise
-            note(str(problem.details.get("why", "")))
+            note("tor does not answer" if problem.kind is TOR_AWAY
+                 else str(problem.details.get("why", "")))
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, 5.0)

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ Progress = Callable[[int, str], None]
 """Told how far a bootstrap is: percent from 0 to 100, and tor's own words for it."""
 
 _POLL: Final = 0.1
+_ORDINARY: Final = 1000
+"""Numbers of ordinary users begin here; below are root and the system's, tor's own among them."""
 _ANSWER: Final = 30.0
 
 # stem would write what it sends, private keys among it, into any log that is on: it may not.
@@ -83,7 +86,10 @@ class Control:
             except stem.SocketError:
                 raise Problem(TOR_AWAY, where=where) from None
             try:
-                controller.authenticate()
+                if isinstance(where, Path):
+                    controller.authenticate()
+                else:
+                    _authenticate(controller)
             except (stem.connection.AuthenticationFailure, stem.ControllerError) as error:
                 controller.close()
                 why = str(error).split("\n")[0].rstrip(".")
@@ -176,6 +182,31 @@ class Control:
         """The SOCKS ports that tor has open on TCP."""
         listeners = re.findall(r'"([^"]+):(\d+)"', await self.info("net/listeners/socks"))
         return [Socks(host, int(port)) for host, port in listeners]
+
+
+def _authenticate(controller: Any) -> None:
+    """Authenticate at a TCP port, which anybody on this machine may have opened.
+
+    What is told to a tor is secret: keys of services, our invitation key. So it must show that it
+    knows a cookie (SAFECOOKIE, control-spec 3.5, which gives none of it away), and the cookie must
+    be in a file that no ordinary other user can have made.
+
+    Raises:
+        stem.connection.AuthenticationFailure: with the reason.
+    """
+    told = stem.connection.get_protocolinfo(controller)
+    path = told.cookie_path
+    if stem.connection.AuthMethod.SAFECOOKIE not in told.auth_methods or path is None:
+        raise stem.connection.AuthenticationFailure(
+            "it must authenticate by cookie, lest anybody's program is taken for tor")
+    try:
+        owner = Path(path).stat().st_uid
+    except OSError:
+        raise stem.connection.AuthenticationFailure(f"{path} cannot be read") from None
+    if owner != os.geteuid() and owner >= _ORDINARY:
+        raise stem.connection.AuthenticationFailure(f"{path} belongs to another user")
+    # Not stem's own choice of ways, which would show the cookie to whoever asks for it.
+    stem.connection.authenticate_safecookie(controller, path)
 
 
 def _phase(status: str) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -62,11 +63,19 @@ def _sweep(path: Path) -> None:
             stray.unlink()
 
 
+_UNSYNCED: Final = (errno.EINVAL, errno.EROFS)
+"""What fsync(2) says where there is nothing to sync: the file system has no such thing for
+directories (an autofs above a home, some network ones), or is read-only."""
+
+
 def sync_directory(directory: Path) -> None:
     """Bring a directory's entries to the disk, so that a new name survives a power cut."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSYNCED:
+            raise
     finally:
         os.close(handle)
 

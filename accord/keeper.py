@@ -154,11 +154,13 @@ async def launched(directory: Path, tell: Callable[[str], None], *,
     """
     telling = progress
 
-    with held_port() as port:
+    with held_port() as held:
         async def start() -> Tor:
             nonlocal telling
             tell_once, telling = telling, None
-            return await launch(directory, extra_torrc=extra_torrc, progress=tell_once, port=port)
+            with held.lent() as port:
+                return await launch(
+                    directory, extra_torrc=extra_torrc, progress=tell_once, port=port)
 
         async with Keeper(start, tell) as keeper:
             yield keeper

@@ -194,6 +194,9 @@ INTERNAL = _kind(
 DESK_FULL = _kind(
     "desk-full", 503, EXIT_REFUSED,
     "This broker already hosts its {limit} models; try later or ask another broker.")
+NO_INVITATIONS = _kind(
+    "no-invitations", 400, EXIT_REFUSED,
+    "This broker runs without Tor and lets everybody in: invitations need Tor; ask another broker.")
 CURATOR_REFUSED = _kind(
     "curator-refused", 403, EXIT_REFUSED,
     "This broker takes tasks of curators that it knows only; ask whoever runs it to say --curator "
@@ -276,9 +279,9 @@ AUDIT_FAILED = _kind(
 
 
 TRAVELS: Final = frozenset({
-    MALFORMED, TOO_LARGE, NOT_FOUND, INTERNAL, DESK_FULL, CURATOR_REFUSED, TASK_REFUSED, NOT_SOLVED,
-    K_TOO_LARGE, FULL, UNKNOWN_CLIENT, EVICTED, STALE_TICKET, BAD_DELTA, TOO_FEW_CLIENTS,
-    ROUND_OPEN, NOT_PUBLISHED, ENDED,
+    MALFORMED, TOO_LARGE, NOT_FOUND, INTERNAL, DESK_FULL, CURATOR_REFUSED, NO_INVITATIONS,
+    TASK_REFUSED, NOT_SOLVED, K_TOO_LARGE, FULL, UNKNOWN_CLIENT, EVICTED, STALE_TICKET, BAD_DELTA,
+    TOO_FEW_CLIENTS, ROUND_OPEN, NOT_PUBLISHED, ENDED,
 })
 """What a broker may say to a peer; its other problems are its own business (:data:`INTERNAL`)."""
 

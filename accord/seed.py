@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -27,8 +28,10 @@ def load_or_create_seed(path: Path) -> bytes:
     except OSError as error:
         raise Problem(DISK, path=path, why=(error.strerror or str(error)).lower()) from None
     try:
-        # Two first uses at the same time must not end with two secrets, one of them lost.
-        fcntl.flock(directory, fcntl.LOCK_EX)
+        # Two first uses at the same time must not end with two secrets, one of them lost. Where a
+        # directory cannot be locked (NFS), that is left to chance.
+        with contextlib.suppress(OSError):
+            fcntl.flock(directory, fcntl.LOCK_EX)
         if (seed := load_seed(path)) is None:
             seed = secrets.token_bytes(SEED_BYTES)
             write_whole(path, seed, 0o600)

@@ -45,6 +45,8 @@ Version = tuple[int, ...]
 _ALSO: tuple[str, ...] = ("/usr/sbin", "/usr/local/sbin")
 """Where tor may be on Debian, and an ordinary user's PATH does not look."""
 _POLL: Final = 0.05
+LOG_LIMIT: Final = 4 << 20
+"""Bytes of our tor's log after which it begins anew: nobody who makes tor complain fills a disk."""
 _LOOK: Final = 0.25
 """Seconds between two looks at whether a tor still lives."""
 _ASK: Final = 30.0
@@ -55,7 +57,8 @@ _SOCKET_PATH: Final = 100
 
 SYSTEM_SOCKS: Final = Socks("127.0.0.1", 9050)
 SYSTEM_CONTROL: Final[tuple[Socks | Path, ...]] = (
-    Socks("127.0.0.1", 9051), Path("/run/tor/control"))
+    Path("/run/tor/control"), Socks("127.0.0.1", 9051))
+"""The socket first: only root and tor can make one there, and anybody can open a port."""
 
 
 # -- the program -----------------------------------------------------------------------------
@@ -162,7 +165,11 @@ def prepare(program: Path, directory: Path, text: str) -> list[str]:
     write_whole(directory / "torrc", text.encode("utf-8"), 0o600)
     for old in ("tor.log", "control", "pid"):
         (directory / old).unlink(missing_ok=True)
-    return [str(program), "--defaults-torrc", os.devnull, "-f", str(directory / "torrc")]
+    return [str(program), *_arguments(directory)]
+
+
+def _arguments(directory: Path) -> list[str]:
+    return ["--defaults-torrc", os.devnull, "-f", str(directory / "torrc")]
 
 
 async def spawn(arguments: Sequence[str], log: Path) -> asyncio.subprocess.Process:
@@ -189,6 +196,13 @@ def last_words(log: Path) -> str:
     return "it did not say why"
 
 
+def _shorten(log: Path) -> None:
+    """Begin a log anew that has grown too large; tor, which only adds to it, does not mind."""
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > LOG_LIMIT:
+            os.truncate(log, 0)
+
+
 # -- a tor in use ----------------------------------------------------------------------------
 
 
@@ -203,13 +217,15 @@ class Tor:
     """
 
     def __init__(self, ports: Sequence[Socks], version: Version, control: Control | None,
-                 process: asyncio.subprocess.Process | None = None) -> None:
+                 process: asyncio.subprocess.Process | None = None,
+                 log: Path | None = None) -> None:
         self.ports = list(ports)
         self.socks = self.ports[0]
         self.version = version
         self.pid = process.pid if process else None
         self._control = control
         self._process = process
+        self._log = log
 
     @property
     def ours(self) -> bool:
@@ -230,7 +246,8 @@ class Tor:
     async def lost(self) -> str:
         """Wait until this tor is of no use any more; why, in words.
 
-        It has ended, or its control connection is broken, or nothing answers on it.
+        It has ended, or its control connection is broken, or nothing answers on it. Meanwhile its
+        log is kept below :data:`LOG_LIMIT`.
 
         Raises:
             Problem: ``TOR_CONTROL`` when it was attached to without one: then nobody can tell.
@@ -249,6 +266,8 @@ class Tor:
                 except Problem:
                     return "it does not answer any more"
                 asked = loop.time()
+                if self._log is not None:
+                    await asyncio.to_thread(_shorten, self._log)
             await asyncio.sleep(_LOOK)
 
     async def close(self) -> None:
@@ -296,14 +315,18 @@ def running(directory: Path) -> int | None:
     """The process of the tor that was started on this directory, if one lives.
 
     Found by its command line: a file with its number may not be written yet, or be old, and
-    numbers of processes come again.
+    numbers of processes come again. All of :func:`prepare`'s arguments must be there, as somebody
+    may be reading the same torrc. Where there is no /proc, none is found.
     """
-    torrc_path = os.fsencode(directory / "torrc")
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if torrc_path in Path(entry.path, "cmdline").read_bytes().split(b"\0"):
-                    return int(entry.name)
+    arguments = os.fsencode("\0".join(["", *_arguments(directory), ""]))
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    # Another user's is no tor of ours, whatever it calls itself.
+                    if (entry.stat().st_uid == os.geteuid()
+                            and arguments in Path(entry.path, "cmdline").read_bytes()):
+                        return int(entry.name)
     return None
 
 
@@ -316,25 +339,44 @@ async def _end_leftover(directory: Path) -> None:
     for sign in (signal.SIGTERM, signal.SIGKILL):
         end = loop.time() + _ENDING
         while (pid := await asyncio.to_thread(running, directory)) is not None:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, sign)
             if loop.time() > end:
                 break
             await asyncio.sleep(_POLL)
 
 
-@contextlib.contextmanager
-def held_port() -> Iterator[int]:
-    """A free port of loopback that no other program is given while it is held, and a tor can
-    listen on.
+class HeldPort:
+    """A port of loopback that no other program is given, or takes, while it is held.
 
-    It is bound to alone, so that nobody else is given it; then reuse is allowed, so that a tor
-    (which asks for reuse as well) can bind and listen while it is still held.
+    Attributes:
+        number: of the port.
     """
+
+    def __init__(self, holder: socket.socket) -> None:
+        self._holder = holder
+        self.number = int(holder.getsockname()[1])
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[int]:
+        """Let a program that asks for reuse, as tor does, listen on it; what listens by the end
+        goes on. Until it does, any other program that asks for reuse could do so as well."""
+        self._reuse(1)
+        try:
+            yield self.number
+        finally:
+            self._reuse(0)
+
+    def _reuse(self, on: int) -> None:
+        self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, on)
+
+
+@contextlib.contextmanager
+def held_port() -> Iterator[HeldPort]:
+    """Hold a free port: it is bound to, and never listened on."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        yield int(holder.getsockname()[1])
+        yield HeldPort(holder)
 
 
 async def launch(directory: Path, *, extra_torrc: Path | None = None,
@@ -353,7 +395,7 @@ async def launch(directory: Path, *, extra_torrc: Path | None = None,
         progress: told about the bootstrap.
         timeout: seconds until it must be ready.
         socks_ports: how many SOCKS ports it opens, each on a free port of loopback.
-        port: the SOCKS port that it opens instead (:func:`held_port`).
+        port: the SOCKS port that it opens instead (:meth:`HeldPort.lent`).
 
     Raises:
         Problem: ``TOR_MISSING``, ``TOR_OLD``, ``TOR_FAILED``, ``TOR_SLOW``, ``DISK``.
@@ -368,9 +410,15 @@ async def launch(directory: Path, *, extra_torrc: Path | None = None,
 
     directory = await asyncio.to_thread(directory.resolve)
     log = directory / "tor.log"
-    await _end_leftover(directory)
-    arguments, version = await asyncio.to_thread(ready)
-    process = await spawn(arguments, log)
+    try:
+        await _end_leftover(directory)
+        arguments, version = await asyncio.to_thread(ready)
+        process = await spawn(arguments, log)
+    except OSError as error:
+        # No descriptor, process or memory left, or a tor of another user on the directory: a
+        # keeper tries again, when that may be over.
+        why = (error.strerror or str(error)).lower()
+        raise Problem(TOR_FAILED, why=why, log=log) from None
     reached = (0, "starting")
 
     def note(percent: int, words: str) -> None:
@@ -384,7 +432,7 @@ async def launch(directory: Path, *, extra_torrc: Path | None = None,
             async with asyncio.timeout(timeout):
                 control = await _own(process, directory / "control")
                 await control.bootstrap(note)
-                return Tor(await control.socks(), version, control, process)
+                return Tor(await control.socks(), version, control, process, log)
         except TimeoutError:
             raise Problem(TOR_SLOW, percent=reached[0], seconds=round(timeout), what=reached[1],
                           log=log) from None

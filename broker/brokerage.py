@@ -108,6 +108,7 @@ class Brokerage:
         self.stirred = 0
         self._since = 0.0
         self._trained = 0.0  # seconds, before this phase began
+        self._paused = 0.0  # seconds, before this phase began and since the last update
         self._changed_model = False
         self._changed: set[bytes] = set()
         self._forgotten: set[bytes] = set()
@@ -218,6 +219,10 @@ class Brokerage:
         """Whether this is the token of a session."""
         return session_name(token) in self._registry
 
+    def present(self, token: bytes, now: float) -> bool:
+        """Whether this session, which there must be, has a place and was heard of lately enough."""
+        return self._registry.present(session_name(token), now)
+
     def status(self, now: float) -> Status:
         """What anyone may know."""
         known = self._registry
@@ -293,7 +298,9 @@ class Brokerage:
             self._weigh(now)
             return self._say(
                 name, b"", refused(PeerProblem(BAD_DELTA, dimension=self.task.dimension)))
-        if self.phase != "training":
+        if self.phase != "training" or not self._registry.present(name, now):
+            # Whoever fell silent while its message was kept does not count, and nor does its k:
+            # it is asked to say it again, and then both do.
             return self._say(name, b"", self._too_few(now))
         if self._together:
             return self._hold(name, delta, now)
@@ -316,7 +323,7 @@ class Brokerage:
             return self._say(name, receipt, refused(PeerProblem(EVICTED, strikes=strikes)))
         if self.phase in ("published", "gone"):
             return self._say(name, receipt, End())
-        if self.phase != "training":
+        if self.phase != "training" or not self._registry.present(name, now):
             return self._say(name, receipt, self._too_few(now))
         if name in self._aggregator.round:
             return self._say(name, receipt, self._round_open(now))
@@ -327,6 +334,10 @@ class Brokerage:
         return self._say(name, receipt, self._tickets[name].work)
 
     def _ticket(self, name: bytes, now: float) -> Ticket:
+        if len(self._tickets) >= 2 * self.task.clients.maximum:
+            # Sessions that come, ask and go must not fill the memory with weights.
+            for other in [n for n in self._tickets if not self._registry.present(n, now)]:
+                del self._tickets[other]
         self._open_round(now)
         sent = self._validator.ticket_weights(self._aggregator.weights)
         work = Work(
@@ -378,6 +389,8 @@ class Brokerage:
         if not self._aggregator.round:
             self._round_closes = now + self.task.training.round_seconds
         self._aggregator.hold(name, delta)
+        self._registry.works(name, self._training_time(now))
+        self._changed.add(name)
         self._close_round(now)
         if self._spent.get(name) == ticket.work.ticket:
             return self._turn(name, ticket.work.ticket, now)
@@ -410,6 +423,7 @@ class Brokerage:
     def _after_step(self, stepped: bool, now: float) -> None:
         """Updates were judged, and perhaps a step was taken: end, or go on."""
         self._changed_model = True
+        self._paused = 0.0
         if stepped:
             self._end_by_step(now)
         # A strike may have put somebody out.
@@ -460,7 +474,6 @@ class Brokerage:
         if self._error is None and self._validator.measures:
             self._measure()
         self._ended = why
-        self._validator.abandon_round()
         self._aggregator.round.clear()
         self._tickets.clear()
         self._enter("published", now)
@@ -480,8 +493,8 @@ class Brokerage:
             return
         self._weigh(now)
         if self._left(now) <= 0:
-            paused = now - self._since if self.phase == "paused" else 0.0
-            self._end("max-pause" if paused >= self.task.training.max_pause else "deadline", now)
+            stood = self._standstill(now) >= self.task.training.max_pause
+            self._end("max-pause" if stood else "deadline", now)
         elif self.phase == "training":
             self._close_round(now)
 
@@ -494,7 +507,7 @@ class Brokerage:
         began = self._since if self._began is None else self._began
         ends = began + rules.deadline
         if self.phase == "paused":
-            ends = min(ends, self._since + rules.max_pause)
+            ends = min(ends, now + rules.max_pause - self._standstill(now))
         return max(0.0, ends - now)
 
     def _weigh(self, now: float) -> None:
@@ -513,13 +526,20 @@ class Brokerage:
             raise RuntimeError("only a published model vanishes")
         self._enter("gone", now)
 
+    def _standstill(self, now: float) -> float:
+        """Seconds of pauses since the last update: a moment of training in between, in which there
+        is none, ends no pause."""
+        return self._paused + (now - self._since if self.phase == "paused" else 0.0)
+
     def _training_time(self, now: float) -> float:
         """Seconds for which work could be done."""
         return self._trained + (now - self._since if self.phase == "training" else 0.0)
 
     def _enter(self, phase: Phase, now: float) -> None:
-        self._trained = self._training_time(now)
+        self._trained, self._paused = self._training_time(now), self._standstill(now)
         self.phase = phase
+        if phase == "published":
+            self._validator.retire()
         self._since = now
         self._changed_model = True
         self.stirred += 1
@@ -548,13 +568,14 @@ class Brokerage:
             improved=self._improved,
             judged=known.judged, struck=known.struck, strikes=known.strikes,
             heat=self._admission.heat(now), judging=self._validator.state(),
+            trained=self._training_time(now),
             seconds=None if self._began is None else now - self._began, ended=self._ended,
         )
 
     def _session_row(self, name: bytes) -> SessionRow:
         member = self._registry.members[name]
         return SessionRow(
-            name, member.min_clients, member.updates, member.strikes,
+            name, member.min_clients, member.updates, member.strikes, member.worked,
             evidence=self._validator.evidence(name), spent=self._spent.get(name, b""))
 
     def restore(self, model: ModelRow, sessions: list[SessionRow], now: float) -> None:
@@ -570,12 +591,13 @@ class Brokerage:
         known.judged, known.struck, known.strikes = model.judged, model.struck, model.strikes
         self._admission.set_heat(model.heat, now)
         self._validator.restore_state(model.judging)
-        self._ended = model.ended
+        self._ended, self._trained = model.ended, model.trained
         self._began = None if model.seconds is None else now - model.seconds
         if model.updates and self._validator.measures:
             self._error, _ = self._validator.measure(model.weights)
         for row in sessions:
-            known.members[row.name] = Member(row.min_clients, NEVER, row.updates, row.strikes)
+            known.members[row.name] = Member(
+                row.min_clients, NEVER, row.updates, row.strikes, row.worked)
             self._validator.restore(row.name, row.evidence)
             if row.spent:
                 self._spent[row.name] = row.spent

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -31,11 +32,11 @@ from accord.messages import TASK_LIMIT, VALIDATION_LIMIT, Curate, Curated, decod
 from accord.model_file import write_model
 from accord.onion import onion_from_seed
 from accord.problems import CURATOR_REFUSED, DESK_FULL, DISK, TASK_REFUSED, PeerProblem, Problem
+from accord.seed import load_or_create_seed
 from accord.task import open_task
 from broker.answers import read_body
 from broker.brokerage import Brokerage, secret_of
 from broker.doorman import Door
-from broker.hidden_service import load_or_create_seed
 from broker.limits import LINGERERS, Limits
 from broker.model_app import ModelApp
 from broker.page import desk_page
@@ -50,7 +51,8 @@ HALF: Final = "."
 was told of the one, or is to find the other. A desk that starts deletes what a killed one left."""
 SOCKET_DIRECTORY: Final = 85
 """Longest path of a directory for sockets: with a name in it, a unix socket's path may have 104
-bytes everywhere. A longer one is replaced by a private directory for temporary files."""
+bytes everywhere. A longer one, or one with a space in it, is replaced by a private directory for
+temporary files."""
 
 
 class Services(Protocol):
@@ -193,26 +195,19 @@ class Desk:
 
     async def _take(self, order: Curate) -> str:
         """Make a model of a curator's order, on disk, and publish its address."""
-        task = open_task(order.task, "the desk")
         if self._curators and order.task.curator not in self._curators:
             raise PeerProblem(CURATOR_REFUSED)
-        labels = np.frombuffer(order.labels, dtype="u1").astype(np.float64)
-        # On the bytes as they came: the task is signed, and what it is to be judged by is not.
-        if not committed(task, order.salt, order.rows, order.labels):
-            raise PeerProblem(TASK_REFUSED)
-        if len(order.rows) != 4 * len(labels) * task.dimension:
-            raise PeerProblem(TASK_REFUSED)
-        cells = np.frombuffer(order.rows, dtype="<f4").astype(np.float64)
-        rows = cells.reshape(len(labels), task.dimension)
+        # 64 MB are checked, and go to the disk: not while others wait.
+        rows, labels = await asyncio.to_thread(_validation_set, order)
         directory = self._models_directory / secrets.token_hex(8)
         store = None
         try:
-            half = private_directory(directory.with_name(HALF + directory.name))
+            half = await asyncio.to_thread(
+                private_directory, directory.with_name(HALF + directory.name))
             seed = load_or_create_seed(half / "onion.seed")
             brokerage = Brokerage(secret_of(seed), secrets.token_bytes)
-            brokerage.accept(order.task, rows, labels, self._now())
+            await asyncio.to_thread(brokerage.accept, order.task, rows, labels, self._now())
             store = Store(half / "model.db")
-            # 64 MB to the disk: not while others wait.
             await asyncio.to_thread(
                 store.keep_task, order.task, rows, labels, sorted(set(order.invited)))
             # SQLite's files are not renamed while it has them open.
@@ -295,6 +290,23 @@ class Desk:
         log.info("A published model is gone.")
 
 
+def _validation_set(order: Curate) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (n, d) and labels (n,) of an order, which are those that its task commits to.
+
+    Raises:
+        PeerProblem: ``TASK_REFUSED``; whatever :func:`accord.task.open_task` raises.
+    """
+    task = open_task(order.task, "the desk")
+    # On the bytes as they came: the task is signed, and what it is to be judged by is not.
+    if not committed(task, order.salt, order.rows, order.labels):
+        raise PeerProblem(TASK_REFUSED)
+    labels = np.frombuffer(order.labels, dtype="u1").astype(np.float64)
+    if len(order.rows) != 4 * len(labels) * task.dimension:
+        raise PeerProblem(TASK_REFUSED)
+    cells = np.frombuffer(order.rows, dtype="<f4").astype(np.float64)
+    return cells.reshape(len(labels), task.dimension), labels
+
+
 async def _end(work: asyncio.Task[None]) -> None:
     """Cancel a model's work, and wait until it has ended, however it does."""
     work.cancel()
@@ -338,7 +350,9 @@ class Publisher:
         self._services = services
         self._limits = limits
         shutil.rmtree(directory, ignore_errors=True)
-        if len(os.fsencode(directory.absolute())) > SOCKET_DIRECTORY:
+        name = str(directory.absolute())
+        # tor takes a socket's path up to the next space.
+        if len(os.fsencode(name)) > SOCKET_DIRECTORY or re.search(r'[\s"]', name):
             directory = Path(tempfile.mkdtemp(prefix="tormentor-"))
         self._directory = private_directory(directory.absolute())
         self._doors: dict[str, Door] = {}
@@ -377,7 +391,7 @@ class Publisher:
 
     async def close(self) -> None:
         """Stop all apps and remove their sockets."""
-        for door in self._doors.values():
-            await door.close()
+        # Together, as each may take some seconds, and whoever typed Ctrl-C waits.
+        await asyncio.gather(*(door.close() for door in self._doors.values()))
         self._doors.clear()
         shutil.rmtree(self._directory, ignore_errors=True)

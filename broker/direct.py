@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from accord.onion import onion_from_seed
-from accord.problems import BAD_OPTION, Problem
+from accord.problems import BAD_OPTION, NO_INVITATIONS, PeerProblem, Problem
 from broker.limits import FRONT_HEAD, Limits
 from broker.line import Line
 
@@ -61,11 +61,10 @@ class DirectFront:
         """Lead from the address whose seed this is to the socket; give the address.
 
         Raises:
-            Problem: ``BAD_OPTION`` with invited clients: nobody could be kept out here.
+            PeerProblem: ``NO_INVITATIONS``: nobody could be kept out here.
         """
         if invited:
-            raise Problem(BAD_OPTION, option="--tor none",
-                          what="lets everybody in: invitations need Tor")
+            raise PeerProblem(NO_INVITATIONS)
         onion = onion_from_seed(seed)
         self._targets[onion] = target_socket
         return onion

@@ -22,10 +22,9 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from accord.circuit import Circuit, Route, fresh_identity
-from accord.messages import MAX_INVITED as MAX_INVITED
+from accord.messages import MAX_INVITED
 from accord.onion import expanded_key, onion_from_seed
 from accord.problems import AWAY, TOR_AWAY, TOR_REFUSED, TOR_USER, PeerProblem, Problem
-from accord.seed import load_or_create_seed as load_or_create_seed
 from accord.tor import ControlRefused, Tor, Version
 
 POW_VERSION: Final[Version] = (0, 4, 9)
@@ -119,8 +118,9 @@ class HiddenServices:
                 self._invited.add(onion)
             try:
                 await self._add(onion, replace=onion in self._published)
-            except Problem as problem:
-                if problem.kind is not TOR_AWAY:
+            except BaseException as failure:
+                if not (isinstance(failure, Problem) and failure.kind is TOR_AWAY):
+                    # Refused, or nobody waits for it any more.
                     self._forget(onion)
                     raise
         return onion

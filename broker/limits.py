@@ -8,6 +8,7 @@ Some limits live elsewhere, because they are part of the wire or of a task:
   (:mod:`accord.task`) and :mod:`broker.registry`;
 - puzzles that are not solved yet cost no memory, so there is no limit on them
   (:mod:`broker.admission`);
+- bytes of tor's own log: :data:`accord.tor.LOG_LIMIT`;
 - models per desk, and how long a published one stays: options of ``tormentor broker``;
 - bytes per second below which a transfer is given up: :data:`accord.circuit.SLOWEST`, the same
   for all three parties.
@@ -33,10 +34,10 @@ ACCEPTS: Final = 1000.0
 50 microseconds each; more wait in the kernel's queue."""
 BACKLOG: Final = 1024
 """Connections that the kernel keeps until then; most systems allow up to 4096."""
-SILENT: Final = 1000
+SILENT: Final = 4000
 """Open connections that have said nothing yet: a descriptor each, and no other memory of ours. For
-one more, the oldest is closed. So even when as many come as are taken from the kernel, each has a
-second to speak; on a quiet day, :data:`HEAD_SECONDS`."""
+one more, the oldest is closed. So even when as many come as are taken from the kernel, each has
+four seconds to speak, two or more round trips through Tor; on a quiet day, :data:`HEAD_SECONDS`."""
 LINE: Final = 1000
 """Connections that have spoken and wait for their turn; one more is closed. At :data:`SERVED` a
 second the last one waits 7 seconds, well within a client's patience (90)."""
@@ -90,15 +91,21 @@ sender (TCP's back-pressure), not refused. Through Tor an honest client has at m
 round trip: about 20 on a private network, 2 on the real one. On loopback, without Tor, one of 20
 clients that share a machine has 140, as each message waits for a puzzle, a step and the disk
 (``scripts/soak flood``)."""
+MESSAGES_OF_ALL: Final = 1000.0
+"""Messages a second that all sessions of a model have together, in equal shares: what the event
+loop answers with half its time. One who has many sessions then takes no more from the others than
+as many honest ones would."""
+MESSAGES_OF_ONE: Final = 10.0
+"""But never fewer than these for each, several times what an honest client has through Tor."""
 MESSAGES_AT_ONCE: Final = 400.0
 """Messages of a session that are read at once after a quiet time: seconds of an honest client that
 has no round trip at all."""
 
 # -- the desk --------------------------------------------------------------------------------
 
-UPLOADS: Final = 4
-"""Validation sets that are taken in at a time; each may fill 64 MB of memory. Slow ones are cut
-off, so that idle senders cannot hold the door for long."""
+UPLOADS: Final = 2
+"""Validation sets that are taken in at a time; each may fill 260 MB of memory, as it came and as
+numbers. Slow ones are cut off, so that idle senders cannot hold the door for long."""
 LINGERERS: Final = 5
 """How many models are kept for each that may be in training, published ones included: a published
 one costs next to nothing, but memory has an end."""
@@ -134,6 +141,8 @@ class Limits:
     send_seconds: float = SEND_SECONDS
     goodbye: float = GOODBYE
     messages: float = MESSAGES
+    messages_of_all: float = MESSAGES_OF_ALL
+    messages_of_one: float = MESSAGES_OF_ONE
     messages_at_once: float = MESSAGES_AT_ONCE
     uploads: int = UPLOADS
 
@@ -145,21 +154,24 @@ class Bucket:
         rate: a second.
         at_once: how many at most without waiting.
         now: seconds of a monotonic clock.
+
+    Attributes:
+        rate: a second; may change.
     """
 
-    __slots__ = ("_at", "_at_once", "_left", "_rate")
+    __slots__ = ("_at", "_at_once", "_left", "rate")
 
     def __init__(self, rate: float, at_once: float, now: float) -> None:
-        self._rate = rate
+        self.rate = rate
         self._at_once = at_once
         self._left = at_once
         self._at = now
 
     def wait(self, now: float) -> float:
         """Seconds until there is one; 0 when there is."""
-        self._left = min(self._at_once, self._left + max(0.0, now - self._at) * self._rate)
+        self._left = min(self._at_once, self._left + max(0.0, now - self._at) * self.rate)
         self._at = now
-        return max(0.0, 1.0 - self._left) / self._rate
+        return max(0.0, 1.0 - self._left) / self.rate
 
     def take(self, now: float) -> float:
         """Take one; gives the seconds to wait for it. Whoever takes it waits, so that those who

@@ -8,8 +8,9 @@ in order. Those who hang up meanwhile cost no turn. So
 - those who send something and hang up, as fast as they can, do not either;
 - whoever wants to keep others waiting has to wait itself.
 
-What a flood of whole requests, more than the rate and from more connections than the line holds,
-does take is its share of the turns: nothing tells it from honest newcomers before it is served.
+What a flood of connections that each say something, if only a byte, does take when there are more
+than the rate and the line can hold, is its share of the turns: nothing tells them from honest
+newcomers before they are served.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import resource
 import select
 import socket
@@ -25,6 +27,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from broker.limits import BACKLOG, Bucket, Limits
+
+log = logging.getLogger("tormentor.broker")
 
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE: Final = 0.1
@@ -57,6 +61,8 @@ class Line:
         listener.setblocking(False)
         self._tasks = [asyncio.create_task(work())
                        for work in (self._accept, self._call, self._sweep)]
+        for task in self._tasks:
+            task.add_done_callback(_say_mistake)
 
     def __len__(self) -> int:
         """How many wait, silent or in line."""
@@ -112,8 +118,10 @@ class Line:
                 connection.close()
                 continue
             bucket.take(self._loop.time())
-            with contextlib.suppress(OSError):
+            try:
                 await self._serve(connection)
+            except OSError:
+                connection.close()
 
     async def _sweep(self) -> None:
         """Send those away who have said nothing for too long."""
@@ -145,3 +153,9 @@ def _gone(connection: socket.socket) -> bool:
     poll = select.poll()
     poll.register(connection, _GONE)
     return bool(poll.poll(0))
+
+
+def _say_mistake(task: asyncio.Task[None]) -> None:
+    """A door that a mistake of ours has closed must not stay closed in silence."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a door is closed, by a mistake of ours.", exc_info=error)

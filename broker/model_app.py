@@ -205,6 +205,9 @@ class ModelApp:
                 await asyncio.wait([reading])
                 message: FromClient = decode(reading.result(), FromClient, limit)
                 reading = asyncio.create_task(self._read(socket, bucket))
+                if self.brokerage.knows(token) and self.brokerage.present(token, self._now()):
+                    # Now already: what is held back is no reason to be cut off for silence.
+                    self._heard()
                 if not isinstance(message, Leave):
                     await self._hold_back()
                 turn, seen = await self._receive(token, message)
@@ -259,6 +262,7 @@ class ModelApp:
         """The next message, not before its turn: what comes too fast waits unread."""
         while True:
             message = await socket.receive()
+            bucket.rate = self._share()
             if wait := bucket.take(self._now()):
                 await asyncio.sleep(wait)
             if message.type is WSMsgType.BINARY and isinstance(message.data, bytes):
@@ -270,6 +274,12 @@ class ModelApp:
                     await socket.pong(message.data)
             elif message.type is not WSMsgType.PONG:
                 raise _HungUp
+
+    def _share(self) -> float:
+        """Messages a second that each conversation may have now."""
+        limits = self._limits
+        share = limits.messages_of_all / max(1, len(self._conversations))
+        return min(limits.messages, max(limits.messages_of_one, share))
 
     async def _hang_up(self, _: web.Application) -> None:
         """End all conversations: with a goodbye to those who listen, soon in any case."""

@@ -18,7 +18,8 @@ class ModelRow:
 
     ``seconds`` is how long ago training first began (None: not yet). ``judged``, ``struck`` and
     ``strikes`` count sessions, sessions and strikes (:class:`broker.registry.Registry`); ``heat``
-    is the door's, when this was written; ``judging`` is what the test of updates keeps of its own.
+    is the door's, when this was written; ``judging`` is what the test of updates keeps of its own;
+    ``trained`` is for how many seconds work could be done.
     """
 
     phase: Phase
@@ -33,6 +34,7 @@ class ModelRow:
     strikes: int
     heat: float
     judging: bytes
+    trained: float
     seconds: float | None
     ended: str
 
@@ -40,12 +42,14 @@ class ModelRow:
 @dataclass(frozen=True, slots=True, repr=False)
 class SessionRow:
     """What must outlive a crash, of a session. ``spent`` is the ticket acknowledged last,
-    ``evidence`` what the test of updates has on it."""
+    ``evidence`` what the test of updates has on it, ``worked`` when it worked last, in seconds of
+    training."""
 
     name: bytes
     min_clients: int
     updates: int
     strikes: int
+    worked: float
     evidence: bytes
     spent: bytes
 

@@ -88,7 +88,7 @@ class Registry:
         maximum = self._rules.maximum
         if min_clients > maximum:
             raise PeerProblem(K_TOO_LARGE, k=min_clients, maximum=maximum)
-        self._make_room(now, trained, trained)
+        self._make_room(now, trained)
         self.members[name] = Member(min_clients, now, worked=trained)
         return True
 
@@ -102,17 +102,19 @@ class Registry:
         if self.out(name):
             return
         if not self.present(name, now):
-            self._make_room(now, trained, member.worked)
+            self._make_room(now, trained)
         member.seen = now
 
-    def _make_room(self, now: float, trained: float, worked: float) -> None:
-        """See that there is a place for one that worked last at ``worked``."""
+    def _make_room(self, now: float, trained: float) -> None:
+        """See that there is a place: when all are taken, the idlest one's, if it is idle for long.
+
+        Idle ones that come back may so take each other's places, and nobody's who works.
+        """
         active = [self.members[name] for name in self.active(now)]
         if len(active) < self._rules.maximum:
             return
         idlest = min(active, key=lambda member: member.worked)
-        # One that is as idle itself must not chase another away, or they would take turns.
-        if trained - idlest.worked < IDLE or worked <= idlest.worked:
+        if trained - idlest.worked < IDLE:
             raise PeerProblem(FULL, maximum=self._rules.maximum)
         idlest.seen = NEVER
 
@@ -120,10 +122,14 @@ class Registry:
         """Whether a session was heard of lately enough."""
         return self.members[name].seen >= now - self._rules.silence
 
+    def works(self, name: bytes, trained: float) -> None:
+        """This session works: it keeps its place."""
+        self.members[name].worked = trained
+
     def accepted(self, name: bytes, trained: float = 0.0) -> None:
         """An update of this session was accepted, after so many seconds of training."""
+        self.works(name, trained)
         member = self.members[name]
-        member.worked = trained
         if self._judges and not member.updates and not member.strikes:
             self.judged += 1
         member.updates += 1

@@ -135,6 +135,11 @@ class Rounds:
         """Drop the open round, if any, unscored."""
         self._round = None
 
+    def retire(self) -> None:
+        """Drop it, and the rows: there will be no other."""
+        self.abandon()
+        self._rows, self._labels = np.zeros((0, 0)), np.zeros(0)
+
     def _score(self, answers: Sequence[Answer]) -> Verdict:
         """Add up influences; the sessions that earned a strike by it.
 

@@ -34,12 +34,13 @@ CREATE TABLE IF NOT EXISTS model (
     phase TEXT NOT NULL, weights BLOB NOT NULL, updates INTEGER NOT NULL,
     best_weights BLOB NOT NULL, best_loss REAL, best_error REAL, improved INTEGER NOT NULL,
     judged INTEGER NOT NULL, struck INTEGER NOT NULL, strikes INTEGER NOT NULL,
-    heat REAL NOT NULL, judging BLOB NOT NULL, seconds REAL, ended TEXT NOT NULL
+    heat REAL NOT NULL, judging BLOB NOT NULL, trained REAL NOT NULL, seconds REAL,
+    ended TEXT NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS session (
     name BLOB PRIMARY KEY,
     min_clients INTEGER NOT NULL, updates INTEGER NOT NULL, strikes INTEGER NOT NULL,
-    evidence BLOB NOT NULL, spent BLOB NOT NULL
+    worked REAL NOT NULL, evidence BLOB NOT NULL, spent BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 """
 _VERSION: Final = zlib.crc32(" ".join(_SCHEMA.split()).encode()) & 0x7FFF_FFFF
@@ -135,8 +136,8 @@ class Store:
             self._db.executemany(
                 "DELETE FROM session WHERE name = ?", [(n,) for n in changes.forgotten])
             self._db.executemany(
-                "INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?)",
-                [(s.name, s.min_clients, s.updates, s.strikes, s.evidence, s.spent)
+                "INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(s.name, s.min_clients, s.updates, s.strikes, s.worked, s.evidence, s.spent)
                  for s in changes.sessions],
             )
 
@@ -158,10 +159,10 @@ class Store:
 
     def _write_model(self, m: ModelRow) -> None:
         self._db.execute(
-            "INSERT OR REPLACE INTO model VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO model VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (m.phase, m.weights.tobytes(), m.updates, m.best_weights.tobytes(), m.best_loss,
              m.best_error, m.improved, m.judged, m.struck, m.strikes, m.heat, m.judging,
-             m.seconds, m.ended),
+             m.trained, m.seconds, m.ended),
         )
 
     def state(self) -> tuple[ModelRow, list[SessionRow]] | None:

@@ -139,10 +139,12 @@ class Validator:
         """A synchronous round is over, all of its updates have been judged."""
         return Verdict(None) if self._rounds is None else self._rounds.close()
 
-    def abandon_round(self) -> None:
-        """Training is over."""
+    def retire(self) -> None:
+        """Training is over: nothing is measured or judged any more, and the rows are let go."""
+        self._rows, self._labels = np.zeros((0, 0)), np.zeros(0)
+        self._land = None
         if self._rounds is not None:
-            self._rounds.abandon()
+            self._rounds.retire()
 
     def ticket_weights(self, live: np.ndarray) -> np.ndarray:
         """What a ticket that is given out now holds; :meth:`judge` is to get it back."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -93,6 +94,7 @@ _SHARE: Final = 10  # at most one part in so many of the time goes into counting
 _GOODBYE: Final = 2.0
 _FOREVER: Final = 1e7  # the conversation knows better how long to wait
 
+_MANY_STRIKES: Final = 64
 _SHORT: Final = 20.0
 """Seconds that a first try may take; each further one so much longer, up to the usual patience. A
 broker that was started again is at first looked for where it was, which nobody may deny."""
@@ -165,7 +167,8 @@ class Agent:
         self._news = asyncio.Event()
         self._counts: dict[Release, int] = {}
         self._updates = 0
-        self._strikes = 0  # of which the person was told
+        self._strikes = 0  # of which the person was told,
+        self._struck = -math.inf  # and when
 
     async def run(self) -> Outcome:
         """Take part until the model is saved, the person's wish to leave is fulfilled, or the
@@ -434,8 +437,12 @@ class Agent:
         """Tell the person of strikes that are new; have on disk what makes us leave."""
         changes = verdict != self.session.verdict
         self.session = replace(self.session, verdict=verdict)
-        rises = verdict.strikes > self._strikes
+        # No task has more than 64 strikes before eviction. A broker that goes on for ever, at each
+        # turn, must not fill screen and disk with it.
+        rises = verdict.strikes > self._strikes and (
+            verdict.strikes <= _MANY_STRIKES or _now() - self._struck >= _SECOND)
         if rises:
+            self._struck = _now()
             self._strikes = verdict.strikes
             self._tell(Struck(verdict.strikes, verdict.struck, verdict.judged))
         # What changes with many a turn, and decides nothing, is written when something else is.

@@ -50,9 +50,12 @@ def _keys(text: str) -> list[bytes]:
             raise
     try:
         with path.open("rb") as file:
-            lines = file.read(_FILE_LIMIT).decode("ascii", "replace").splitlines()
+            raw = file.read(_FILE_LIMIT + 1)
     except OSError as error:
         raise Problem(NO_FILE, path=path, why=(error.strerror or str(error)).lower()) from None
+    if len(raw) > _FILE_LIMIT:
+        raise Problem(BAD_OPTION, option="--invite", what=f"names {path}, which is too long")
+    lines = raw.decode("ascii", "replace").splitlines()
     keys = [from_text(key) for line in lines if (key := line.partition("#")[0].strip())]
     if not keys:
         raise Problem(BAD_INVITATION, text=text)

@@ -16,7 +16,7 @@ from rich.text import Text
 from accord.circuit import Circuit
 from accord.console import plain, say, unless_away
 from accord.messages import SMALL_LIMIT, Status, decode
-from accord.problems import AWAY, BAD_OPTION, LOST, NOT_FOUND, Problem
+from accord.problems import AWAY, BAD_OPTION, LOST, NOT_FOUND, TOR_AWAY, Problem
 from accord.words import duration, wrapped
 
 POLL: Final = 1.0
@@ -109,7 +109,7 @@ async def follow(circuit: Circuit, patience: float = RECONNECT) -> Status:
             try:
                 status = await unless_away(look, patience, away)
             except Problem as problem:
-                if problem.kind is not AWAY:
+                if problem.kind not in (AWAY, TOR_AWAY):
                     raise
                 raise Problem(LOST, address=circuit.onion, seconds=round(patience)) from None
             if status.error is not None:

@@ -188,8 +188,10 @@ class TorNetwork:
 
         try:
             async with asyncio.timeout(seconds):
-                for _ in range(_ATTEMPTS):
-                    if await self._up(socks_ports, note, links):
+                for attempt in range(1, _ATTEMPTS + 1):
+                    # A machine may be so slow that it never takes less: the last has all the time.
+                    ready = _READY if attempt < _ATTEMPTS else None
+                    if await self._up(socks_ports, note, links, ready):
                         return
                     await self.down()
             raise TimeoutError
@@ -203,14 +205,16 @@ class TorNetwork:
             raise
 
     async def _up(self, socks_ports: int, tell: Progress,
-                  links: Callable[[Sequence[Link]], Awaitable[None]] | None) -> bool:
+                  links: Callable[[Sequence[Link]], Awaitable[None]] | None,
+                  ready: float | None) -> bool:
         """One attempt; False when a relay missed the first vote, or the first circuits hang."""
         tell(0, "making keys")
         program, _ = await asyncio.to_thread(find_tor)
         await asyncio.to_thread(self._clear)
         count = len(self._names)
         with contextlib.ExitStack() as reserved:
-            ports = [reserved.enter_context(held_port()) for _ in range(2 * count + AUTHORITIES)]
+            ports = [reserved.enter_context(reserved.enter_context(held_port()).lent())
+                     for _ in range(2 * count + AUTHORITIES)]
             listening, advertised, dir_ports = (
                 ports[:count], ports[count : 2 * count], ports[2 * count :])
             if links is None:
@@ -234,7 +238,7 @@ class TorNetwork:
         if not complete:
             return False
         try:
-            async with asyncio.timeout(_READY):
+            async with asyncio.timeout(ready):
                 await self._client(program, socks_ports, lambda p, w: tell(40 + p * 6 // 10, w))
         except TimeoutError:
             return False

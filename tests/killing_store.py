@@ -66,8 +66,8 @@ def changes(number: int) -> Changes:
     """The transaction of this number, from 1."""
     weights = np.full(WIDTH, float(number))
     model = ModelRow("training", weights, number, weights, 1.0 / number, None, number, 0, 0, 0,
-                     0.0, b"j" * (number % 50), float(number), "")
-    return Changes(model, [SessionRow(b"%032d" % (number % SESSIONS), 1, number, 0, b"", b"")])
+                     0.0, b"j" * (number % 50), float(number), float(number), "")
+    return Changes(model, [SessionRow(b"%032d" % (number % SESSIONS), 1, number, 0, 0.0, b"", b"")])
 
 
 def found(store: Store) -> int:

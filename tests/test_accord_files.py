@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -157,3 +158,25 @@ def test_a_private_directory_is_private_also_when_it_was_not(tmp_path: Path) -> 
     with pytest.raises(Problem) as caught:
         private_directory(tmp_path / "file")
     assert caught.value.kind is DISK
+
+
+def test_where_directories_cannot_be_synced_files_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, codes = os.fsync, [errno.EINVAL]
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(codes[-1], os.strerror(codes[-1]))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_whole(private_directory(tmp_path / "a" / "b") / "file", b"whole")
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"whole"
+    # A disk that fails is no such place.
+    codes.append(errno.EIO)
+    for act in (lambda: private_directory(tmp_path / "c"),
+                lambda: write_whole(tmp_path / "file", b"whole")):
+        with pytest.raises(Problem) as caught:
+            act()
+        assert caught.value.kind is DISK

@@ -188,9 +188,9 @@ async def test_only_a_tor_of_our_own_is_ended_on_purpose() -> None:
 
 
 def test_a_held_port_is_given_to_nobody_else_and_can_be_listened_on_again_and_again() -> None:
-    with held_port() as port:
+    with held_port() as held:
         for _ in range(2):
-            with socket.socket() as listener:
+            with socket.socket() as listener, held.lent() as port:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.bind(("127.0.0.1", port))
                 listener.listen()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import stat
 import time
 from pathlib import Path
@@ -222,6 +224,41 @@ async def test_cancelling_leaves_no_process(stand_in, tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert _gone(int(pid.read_text()))
+
+
+async def test_without_a_descriptor_for_it_there_is_a_problem_and_a_later_try_is_good(
+    stand_in, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in()
+
+    async def spawn(arguments: object, log: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(tor, "spawn", spawn)
+    with pytest.raises(Problem, match="too many open files") as caught:
+        await tor.launch(tmp_path / "tor")
+    assert caught.value.kind is TOR_FAILED
+
+
+async def test_whoever_reads_a_torrc_is_not_taken_for_its_tor(stand_in, tmp_path: Path) -> None:
+    stand_in(body="sleep 1000 & wait")
+    arguments = tor.prepare(tmp_path / "bin" / "tor", tmp_path / "t", "ClientOnly 1\n")
+    reader = await asyncio.create_subprocess_exec("tail", "-f", arguments[-1], stdout=-1)
+    its: asyncio.subprocess.Process | None = None
+    try:
+        assert reader.stdout is not None
+        await reader.stdout.readline()  # it is there
+        assert tor.running(tmp_path / "t") is None
+        its = await tor.spawn(arguments, tmp_path / "log")
+        async with asyncio.timeout(10):
+            while tor.running(tmp_path / "t") != its.pid:
+                await asyncio.sleep(0.01)
+    finally:
+        for process in (reader, its):
+            if process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL) if process is its else process.kill()
+                await process.wait()
 
 
 # -- the system's ----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import stat
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -320,7 +321,7 @@ async def test_without_tor_there_are_no_invitations(tmp_path):
         with pytest.raises(PeerProblem) as caught:
             await circuit.post(
                 "/curate", encode(replace(order(make_task()), invited=(b"a" * 32,))))
-        assert caught.value.kind.code == "internal" and desk.onions == []
+        assert caught.value.kind.code == "no-invitations" and desk.onions == []
     assert not list((tmp_path / "models").iterdir())
 
 
@@ -543,3 +544,27 @@ async def test_a_disk_that_does_not_take_changes_keeps_acknowledgements_back(tmp
         async with visit(route, onion, token=client.token) as client:
             assert (await client.ask(push)).receipt == work.ticket
         assert (await status(route, onion)).updates == 1
+
+
+async def test_where_a_state_directory_has_a_space_tor_can_be_told_of_the_sockets(tmp_path):
+    # ADD_ONION takes a path up to the next space.
+    async with open_desk(tmp_path / "my models") as (desk, route):
+        onion = await curate(route, make_task())
+        (_, path) = [desk._publisher._services._targets[at] for at in (DESK, onion)]
+        assert not re.search(r"\s", str(path)) and path.is_socket()
+        directory = path.parent
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert not directory.exists()
+
+
+async def test_all_doors_close_together(tmp_path):
+    publisher = Publisher(DirectFront(), tmp_path / "run")
+    both = asyncio.Barrier(2)
+
+    class Slow:
+        async def close(self) -> None:
+            await both.wait()
+
+    publisher._doors = {"a": Slow(), "b": Slow()}  # type: ignore[dict-item]
+    async with asyncio.timeout(5):
+        await publisher.close()

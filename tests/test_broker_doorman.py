@@ -38,6 +38,7 @@ from accord.task import Clients
 from broker.direct import DirectFront
 from broker.doorman import Door
 from broker.limits import Bucket, Limits
+from broker.line import Line
 from broker.model_app import ModelApp
 from broker.store import Store
 
@@ -667,3 +668,32 @@ async def test_the_front_without_tor_has_the_same_limits(tmp_path):
                 writer.close()
     finally:
         await front.close()
+
+
+async def test_one_that_cannot_be_served_is_closed_and_the_next_one_is_served(tmp_path):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    served: list[socket.socket] = []
+
+    async def serve(connection: socket.socket) -> None:
+        if not served:
+            served.append(connection.dup())
+            raise OSError(24, "Too many open files")
+        connection.sendall(b"served")
+        connection.close()
+
+    line = Line(listener, Limits(), serve, lambda: None)
+    try:
+        for answer in (b"", b"served"):
+            reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
+            writer.write(GET)
+            if served:
+                served[0].close()
+            async with asyncio.timeout(SOON):
+                while not served:
+                    await asyncio.sleep(0.01)
+                served[0].close()
+                assert await _until_cut(reader) == answer
+            writer.close()
+    finally:
+        await line.close()

@@ -65,9 +65,9 @@ def test_whoever_does_nothing_makes_room_for_whoever_comes():
         assert caught.value.kind.code == "full" and b"new" not in registry
     assert registry.admit(b"new", 1, 1000.0, IDLE)
     assert registry.active(1000.0) == [b"busy", b"new"]
-    # It may ask for work as often as it likes: there is no place for it, and it takes no other's,
-    # not even when nobody works any more. Its session, and what it did, are remembered.
-    for trained in (IDLE, 10 * IDLE):
+    # It may ask for work as often as it likes: there is no place for it, and it takes no other's
+    # who works. Its session, and what it did, are remembered.
+    for trained in (IDLE, 500.0 + IDLE - 1):
         with pytest.raises(PeerProblem):
             registry.heard(b"idle", 1001.0, trained)
     assert registry.standing(1001.0) == (2, 1)

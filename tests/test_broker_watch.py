@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from accord.messages import MAX_INVITED
 from accord.onion import onion_from_seed
-from accord.problems import AWAY, BAD_OPTION, TOR_AWAY, TOR_REFUSED, Problem
+from accord.problems import AWAY, NO_INVITATIONS, TOR_AWAY, TOR_REFUSED, Problem
 from accord.tor import ControlRefused
 from broker import cli
 from broker.direct import DirectFront
-from broker.hidden_service import MAX_INVITED, HiddenServices
+from broker.hidden_service import HiddenServices
 from broker.watch import Rhythm, watch
 
 AWAY_NOW = Problem(TOR_AWAY, where="it")
@@ -186,7 +187,7 @@ async def test_too_many_guests_or_half_a_key_are_refused() -> None:
 async def test_without_tor_nobody_can_be_invited() -> None:
     with pytest.raises(Problem, match="invitations need Tor") as caught:
         await DirectFront().publish(SEEDS[0], SOCKET, invited=[bytes(32)])
-    assert caught.value.kind is BAD_OPTION
+    assert caught.value.kind is NO_INVITATIONS
 
 
 class Slow:

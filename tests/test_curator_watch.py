@@ -33,7 +33,10 @@ from curator_stand_in import (
 )
 from msgspec.structs import replace
 
+from accord import problems
 from accord.circuit import Circuit, Route
+from accord.console import unless_away
+from accord.control import Socks
 from accord.messages import (
     MAX_DIMENSION,
     SignedTask,
@@ -48,6 +51,7 @@ from accord.problems import (
     Problem,
 )
 from accord.task import sign
+from accord.tor import held_port
 from curator import watch
 from curator.definition import read_definition
 
@@ -97,6 +101,26 @@ def test_a_training_is_followed_to_its_model(
         assert "Saved m.safetensors: 'Predict sick', 7 updates." in result.stdout
         assert "It errs on 25.0% of the validation rows; always saying one answer errs 40.0%" in (
             " ".join(result.stdout.split()))
+
+
+async def test_a_tor_that_is_away_for_a_while_ends_nothing() -> None:
+    outcomes, said = [Problem(problems.TOR_AWAY, where="it"),
+                      Problem(problems.AWAY, address="a", why="w")], []
+
+    async def look() -> str:
+        if outcomes:
+            raise outcomes.pop(0)
+        return "found"
+
+    assert await unless_away(look, 30.0, said.append) == "found"
+    assert said == ["tor does not answer", "w"]
+    # One that stays away is no better than a broker that does.
+    with held_port() as held:
+        way = Route(socks=Socks("127.0.0.1", held.number))
+        async with Circuit(way, MODEL, "test") as circuit:
+            with pytest.raises(Problem) as caught:
+                await watch.follow(circuit, 0.3)
+    assert caught.value.kind is LOST
 
 
 async def test_a_broker_that_stays_away_is_lost(broker: StandIn) -> None:

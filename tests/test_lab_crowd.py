@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lab.coded import DIGITS, Account, Code, Record, judge
-from lab.soak.crowd import attempt, busy, memory
+from lab.soak.crowd import attempt
+from lab.soak.process import busy, memory
 
 CODE = Code(clients=3, width=4)
 MARKS = [(client, number) for client in range(3) for number in range(CODE.capacity)]

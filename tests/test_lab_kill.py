@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.demo import Failed
 from lab.soak.kill import Trial, attempt, trial
 
 HERE = Path(__file__).parent
@@ -103,6 +104,13 @@ def test_the_command_ends_in_one_object_and_a_status(tmp_path):
     told = json.loads(done.stdout)
     assert done.returncode == 0 and told["kills"] == {"broker": 2, "clients": 2}
     assert "updates acknowledged" in done.stderr
+
+
+async def test_what_an_earlier_trial_left_is_not_counted_with_this_one(tmp_path):
+    (tmp_path / "crowd-0").write_text("acknowledged 0 0 1.000000\n")
+    with pytest.raises(Failed, match="is not empty"):
+        await attempt(small(1, "broker"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["crowd-0"]
 
 
 @pytest.mark.slow

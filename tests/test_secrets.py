@@ -308,8 +308,9 @@ def test_what_is_printed_by_mistake_tells_nothing(tmp_path: Path) -> None:
         onion="x.onion", task=signed, data="/x/mine.csv", fingerprint="ab" * 32, epsilon=1.0,
         batch=50, min_clients=1, budget=8.0, delta=1e-6, max_difficulty=6, ledger="/x",
         output="/x/m", puzzle=puzzle, solution=secret(12), token=secret(32))
-    row = SessionRow(secret(32), 1, 2, 0, secret(24), secret(16))
-    model = ModelRow("training", vector, 1, vector, 0.1, 0.1, 1, 0, 0, 0, 0.0, secret(24), 1.0, "")
+    row = SessionRow(secret(32), 1, 2, 0, 0.0, secret(24), secret(16))
+    model = ModelRow("training", vector, 1, vector, 0.1, 0.1, 1, 0, 0, 0, 0.0, secret(24), 2.0,
+                     1.0, "")
     things: list[object] = [
         messages.Curate(signed, wire, secret(16), secret(16)), puzzle,
         messages.Join(secret(41), secret(12), 2), messages.Welcome(secret(32)),

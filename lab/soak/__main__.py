@@ -32,7 +32,7 @@ class _Kinds(click.Group):
             formatter.write_dl(list(KINDS.items()))
 
 
-@click.group(cls=_Kinds)
+@click.group(cls=_Kinds, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Try for a long time to break a broker, and count what came of it.
 

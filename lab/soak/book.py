@@ -217,6 +217,9 @@ class Book:
         return [token for token, known in self.sessions.items()
                 if known.seen >= since and not 0 < evict <= seen.strikes.get(token, 0)]
 
+    def _counts(self, known: Known, now: float) -> bool:
+        return known.seen >= now - self.task.clients.silence
+
     def enough(self, now: float, seen: Seen) -> bool:
         """Whether there are clients for everyone's k."""
         active = self.active(now, seen)
@@ -241,11 +244,13 @@ class Book:
         require(turn.strikes == seen.strikes[token], "strikes-told")
         require(turn.judged >= turn.struck, "counts", f"{turn.judged} judged, {turn.struck} struck")
         if turn.receipt:
-            self._receipt(token, known, said, turn.receipt)
+            self._receipt(token, known, said, turn.receipt, now)
         if isinstance(turn.next, Work):
             self._worked(token, known, turn.next, now, seen)
 
-    def _receipt(self, token: bytes, known: Known, said: bytes | None, receipt: bytes) -> None:
+    def _receipt(
+        self, token: bytes, known: Known, said: bytes | None, receipt: bytes, now: float
+    ) -> None:
         given = self.tickets.get(receipt)
         require(given is not None and given.owner == token, "receipt-of-another")
         assert given is not None
@@ -253,11 +258,15 @@ class Book:
         require(bool(given.sent), "receipt-for-nothing", "no solved update came on that ticket")
         if receipt not in known.decided:
             known.decided.append(receipt)
+            # A round's are decided when it closes, and told whenever its sender is heard again.
+            together = self.task.training.mode == "synchronous"
+            require(together or self._counts(known, now), "applied-while-away", "with its own k")
 
     def _worked(
         self, token: bytes, known: Known, work: Work, now: float, seen: Seen
     ) -> None:
         require(self.enough(now, seen), "served-below-k", f"at {now}")
+        require(self._counts(known, now), "served-while-away", "and its k does not count")
         evict = self.task.validation.evict
         require(not 0 < evict <= known.strikes, "served-when-out")
         require(work.ticket not in known.decided, "spent-ticket-given")
@@ -343,9 +352,12 @@ class Book:
             kept = set(self._kept.get(token, ()))
             require(known.acknowledged <= kept, "acknowledged-lost", "after a restart")
             if row is not None:
+                # For how long it has been idle is on the disk; the clock may be another.
+                assert self.model is not None
+                idle = max(0.0, self.model.trained - row.worked)
                 self.sessions[token] = Known(
                     row.min_clients, -math.inf, list(self._kept[token]),
-                    known.acknowledged & kept, row.strikes, now, row.updates)
+                    known.acknowledged & kept, row.strikes, now - idle, row.updates)
                 require(seen.strikes.get(token) == row.strikes, "strikes-fade", "after a restart")
         if self.marked:
             found = digits(seen.weights)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from accord.console import command as console_command
 from accord.console import json_option, result, say
 from accord.problems import EXIT_BUG
 from lab.demo import Failed
+from lab.soak.process import busy, memory
 from lab.soak.stage import Setting, Stage
 from lab.tornet import running
 
@@ -27,25 +27,6 @@ _ENDLESS: Final = 100_000_000
 _GATHERING: Final = 300.0
 _MINUTE: Final = 60.0
 _POLL: Final = 1.0
-_KB: Final = 1024
-
-
-def memory(pid: int) -> dict[str, float]:
-    """What a process holds, in MB: ``rss`` with and ``uss`` without what it shares, and ``pss``,
-    which has its part of that (proc(5), smaps_rollup)."""
-    sizes: dict[str, float] = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        name, size = line.split(":")
-        sizes[name] = int(size.split()[0]) / _KB
-    return {"rss": round(sizes["Rss"], 2), "pss": round(sizes["Pss"], 2),
-            "uss": round(sizes["Private_Clean"] + sizes["Private_Dirty"], 2)}
-
-
-def busy(pid: int) -> float:
-    """Seconds of processor that a process has used so far (proc(5), stat)."""
-    # The name of the program is in brackets and may have spaces.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def attempt(
@@ -129,7 +110,7 @@ async def command(clients: int, minutes: int, mode: str, keep: Path | None, as_j
     """Train with many clients over one tor, and weigh the broker each minute.
 
     It ends with status 1 when the broker's memory has grown by more than a tenth between the
-    first minute and the last.
+    first minute and the last, when clients are gone, or when nobody trained.
 
     \b
     Example:

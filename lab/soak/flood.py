@@ -25,6 +25,7 @@ from msgspec import Struct
 from accord import console
 from accord.console import json_option, result, say
 from lab.soak.flood_parts import COUNTS, WORKERS, desk_process, flood_process, trainers_process
+from lab.soak.process import busy, memory
 
 SLOWED: Final = 0.8
 """Least share of their rate that those who train must keep: not slowed by more than a quarter."""
@@ -166,13 +167,13 @@ class Trial:
     @property
     def megabytes(self) -> float:
         """Memory of the broker, resident."""
-        with Path(f"/proc/{self._processes[0].pid}/statm").open() as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return memory(self._broker_pid)["rss"]
 
-    def _cpu(self) -> float:
-        with Path(f"/proc/{self._processes[0].pid}/stat").open() as file:
-            fields = file.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    @property
+    def _broker_pid(self) -> int:
+        pid = self._processes[0].pid
+        assert pid is not None
+        return pid
 
     def newcomers(self) -> Iterator[tuple[float, float]]:
         """When those began who have joined meanwhile, and the seconds that it took."""
@@ -183,7 +184,7 @@ class Trial:
         """Let time pass, with or without the flood; a fifth of it, at the start, is not counted."""
         (self.on.set if flooded else self.on.clear)()
         await asyncio.sleep(seconds / 5)
-        began, updates, cpu = time.monotonic(), sum(self.updates[:]), self._cpu()
+        began, updates, cpu = time.monotonic(), sum(self.updates[:]), busy(self._broker_pid)
         thrown = self.counts[:]
         await asyncio.sleep(seconds * 4 / 5)
         self._check()
@@ -191,7 +192,7 @@ class Trial:
         took = ended - began
         return Phase(
             updates=(sum(self.updates[:]) - updates) / took,
-            cpu=(self._cpu() - cpu) / took,
+            cpu=(busy(self._broker_pid) - cpu) / took,
             thrown={name: (count - then) / took for name, count, then
                     in zip(COUNTS, self.counts[:], thrown, strict=True)},
             began=began, ended=ended)

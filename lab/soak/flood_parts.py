@@ -15,7 +15,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized, SynchronizedArray
@@ -44,13 +44,13 @@ from accord.messages import (
     encode,
     turn_limit,
 )
-from accord.onion import onion_from_seed
 from accord.problems import Problem
 from accord.task import Task, sign
 from broker.desk import Desk, Publisher
 from client.session import BackOff, Conversation, Over, Pace, Step
 from lab.credit import Parts, deal, made
 from lab.setting import Config, Recruit, make_task, recruit
+from lab.soak.sockets import Sockets
 
 KINDS: Final = ("wrong", "forged", "replayed", "gone", "kept", "garbage", "half", "idle")
 """What is thrown: a join with a lock of the broker's and a wrong solution; one with a lock that
@@ -107,28 +107,6 @@ def run(work: Coroutine[Any, Any, None], cpu: int | None, nice: int = 0) -> None
 
 
 # -- the desk --------------------------------------------------------------------------------
-
-
-class Sockets:
-    """Leads nowhere: whoever knows a socket connects to it."""
-
-    def __init__(self) -> None:
-        self.paths: dict[str, Path] = {}
-
-    async def publish(
-        self, seed: bytes, target_socket: Path, *, invited: Sequence[bytes] = ()
-    ) -> str:
-        """Remember the socket."""
-        onion = onion_from_seed(seed)
-        self.paths[onion] = target_socket
-        return onion
-
-    async def remove(self, onion: str) -> None:
-        """Forget it."""
-        del self.paths[onion]
-
-    async def share_with_tor(self, directory: Path) -> None:
-        """There is none."""
 
 
 def desk_process(state: Path, clients: int, told: Connection, cpu: int | None) -> None:

@@ -8,6 +8,7 @@ memory stays where it was. Whatever is not so is written to a file and counted a
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from accord.problems import PeerProblem
 from lab.soak.fuzz_targets import CODES, TARGETS, Target, declared_much
 from lab.soak.fuzz_wire import CircuitTarget, Complaints, DeskTarget, Fault
 from lab.soak.mutation import SAMPLES
+from lab.soak.process import memory
 
 DESK_SHARE: Final = 0.05
 CIRCUIT_SHARE: Final = 0.01
@@ -72,8 +74,7 @@ class Findings:
 
 def resident() -> float:
     """Resident memory of this process, MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
+    return memory(os.getpid())["rss"]
 
 
 class Trial:
@@ -239,6 +240,7 @@ async def command(inputs: int, seed: int, keep: Path, as_json: bool) -> None:
 
     Two thirds are messages of all types, decoded; the rest are tasks, model files, messages at the
     brokerage and at a client, and (one in 17) bytes over real sockets, at a desk and at a client.
+    It ends with status 1 when one did what was not expected, or when memory grew.
 
     \b
     Example:

@@ -14,7 +14,7 @@ import hashlib
 import logging
 import re
 import warnings
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +42,6 @@ from accord.messages import (
     turn_limit,
     vector_to_wire,
 )
-from accord.onion import onion_from_seed
 from accord.problems import TRAVELS, Problem
 from accord.task import sign
 from broker.desk import Desk, Publisher
@@ -51,6 +50,7 @@ from lab.soak.book import DIMENSION
 from lab.soak.fuzz_targets import ONION, SEED, holds
 from lab.soak.mutation import SAMPLES, Chance, hostile, mutated
 from lab.soak.setting import CURATOR, LABELS, ROWS, Setting, make_task
+from lab.soak.sockets import Sockets
 
 STATUSES: Final = {kind.http for kind in TRAVELS if kind.http != 500} | {200, 101}
 """HTTP statuses with which a desk may answer; 500 would be a mistake of its own."""
@@ -72,28 +72,6 @@ _HEADERS: Final = (
     b"Range: bytes=0-1,5-", b"If-Modified-Since: x", b"Cookie: " + b"a=b;" * 300, b" folded",
     b"Content-Type: multipart/form-data; boundary=" + b"x" * 80, b"Host: a\r\nHost: b", b":")
 _KEY: Final = base64.b64encode(bytes(16))
-
-
-class Sockets:
-    """Leads from addresses to unix sockets, for whoever stands before them."""
-
-    def __init__(self) -> None:
-        self.paths: dict[str, Path] = {}
-
-    async def publish(
-        self, seed: bytes, target_socket: Path, invited: Sequence[bytes] = ()
-    ) -> str:
-        """Remember where it is."""
-        onion = onion_from_seed(seed)
-        self.paths[onion] = target_socket
-        return onion
-
-    async def remove(self, onion: str) -> None:
-        """Forget it."""
-        self.paths.pop(onion, None)
-
-    async def share_with_tor(self, directory: Path) -> None:
-        """There is none."""
 
 
 class Complaints(logging.Handler):
@@ -142,7 +120,7 @@ class DeskTarget:
     async def open(cls, directory: Path) -> AsyncIterator[DeskTarget]:
         """Start the desk, have it host a model, and a client in it."""
         many = Limits(served=1e6, served_at_once=1e6, accepts=1e6, messages=1e6,
-                      messages_at_once=1e6)
+                      messages_of_all=1e9, messages_at_once=1e6)
         sockets = Sockets()
         publisher = Publisher(sockets, directory / "run", many)
         desk = Desk(directory, publisher, 1, 3600.0, many)

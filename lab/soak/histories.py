@@ -334,6 +334,9 @@ async def command(
 ) -> None:
     """Random histories of the pure core, with crashes, checked after every step.
 
+    One that breaks a rule is made short and printed as a test that can be pasted; then it ends
+    with status 1.
+
     \b
     Example:
       scripts/soak histories --seconds 600 --seed 1

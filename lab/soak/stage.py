@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,10 +25,11 @@ from accord.circuit import Circuit, Route, fresh_identity
 from accord.console import say, unless_away
 from accord.files import private_directory
 from accord.messages import Status, decode
+from accord.tor import held_port
 from broker.store import Store
 from lab.coded import Code
 from lab.crowd import Part
-from lab.demo import Command
+from lab.demo import Command, Failed
 from lab.tornet import TorNetwork, running
 
 LINGER: Final = 3600
@@ -110,9 +110,13 @@ class Stage:
     """Everything that runs; use it as a context manager, and nothing of it is left.
 
     Args:
-        directory: for all files; short, as sockets are in it.
+        directory: for all files; short, as sockets are in it, and empty: what an earlier trial
+            left would be counted.
         setting: what is wanted.
         network: one that is up, to be used and left; else there is one of our own.
+
+    Raises:
+        Failed: the directory is not empty.
 
     Attributes:
         desk: the broker's process.
@@ -130,6 +134,8 @@ class Stage:
                  ) -> None:
         self.directory = directory.resolve()
         self.directory.mkdir(parents=True, exist_ok=True)
+        if any(self.directory.iterdir()):
+            raise Failed(f"{self.directory} is not empty; give another directory")
         self.setting = setting
         self.onion: str | None = None
         self.moved = 0
@@ -138,7 +144,10 @@ class Stage:
         self.crowds: list[Command] = []
         self._own = TorNetwork(self.directory / "net") if setting.tor and not network else None
         self.network = network or self._own
-        self._port = 0 if setting.tor else _free_port()
+        # A desk without Tor has the same port over restarts, which nobody may take meanwhile.
+        self._held = contextlib.ExitStack()
+        self._port = 0 if setting.tor else self._held.enter_context(
+            self._held.enter_context(held_port()).lent())
         self._log = self.directory / "soak.log"
 
     async def __aenter__(self) -> Stage:
@@ -176,6 +185,7 @@ class Stage:
                     os.kill(pid, signal.SIGKILL)
         if self._own is not None:
             await self._own.down()
+        self._held.close()
 
     # -- the desk ------------------------------------------------------------------------------
 
@@ -309,12 +319,3 @@ async def until(condition: Callable[[], bool], poll: float = 0.05) -> None:
     """Wait until something holds."""
     while not condition():  # noqa: ASYNC110  (files and processes of others give no event)
         await asyncio.sleep(poll)
-
-
-def _free_port() -> int:
-    """A port of loopback that was free a moment ago; a desk without Tor keeps it over restarts."""
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        port = holder.getsockname()[1]
-    assert isinstance(port, int)
-    return port

@@ -291,7 +291,7 @@ class World:
             return
         changes, replies, _ = self.writing
         self.writing = None
-        broken = SessionRow(b"\x00" * 32, None, 0, 0, b"", b"")  # type: ignore[arg-type]
+        broken = SessionRow(b"\x00" * 32, None, 0, 0, 0.0, b"", b"")  # type: ignore[arg-type]
         try:
             self.store.write(replace(changes, sessions=[*changes.sessions, broken]))
         except Problem as problem:

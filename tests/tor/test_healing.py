@@ -28,6 +28,8 @@ from lab.tornet import TorNetwork
 pytestmark = pytest.mark.slow
 
 UPDATES = 200
+"""At two clients' delay of up to a second it takes a minute: longer than what is done meanwhile,
+so that training does not end before, with one client away and the other going on."""
 
 
 def desk(tornet: TorNetwork, directory: Path) -> Command:
@@ -81,7 +83,7 @@ async def trained(tornet: TorNetwork, directory: Path, updates: int,
         clients = [await stack.enter_async_context(Command(
             directory / f"client-{n}.log", "join", onion, "--solve", "--json", "--data",
             directory / f"hospital-{n}.csv", "--min-clients", 2, *options,
-            "--delay", 0.2, "--state", directory / f"c{n}", "--output", directory / f"model-{n}",
+            "--delay", 1.0, "--state", directory / f"c{n}", "--output", directory / f"model-{n}",
             "--torrc", tornet.extra_torrc)) for n in (1, 2)]
         await asyncio.gather(*(until(each, "update", least=3) for each in clients))
         yield address, onion, clients
@@ -258,3 +260,27 @@ async def test_a_tor_that_left_its_directory_behind_is_not_mistaken(tmp_path: Pa
     finally:
         other.kill()
         await other.wait()
+
+
+async def test_a_log_that_grows_begins_anew_and_tor_goes_on_writing(
+    tornet: TorNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tor, "_ASK", 0.2)
+    log = tmp_path / "tor" / "tor.log"
+    async with await tor.launch(tmp_path / "tor", extra_torrc=tornet.extra_torrc) as own:
+        watching = asyncio.create_task(own.lost())
+        try:
+            await asyncio.sleep(0.6)
+            assert log.stat().st_size > 0, "a small one is left alone"
+            with log.open("ab") as file:
+                file.write(b"complaint " * (tor.LOG_LIMIT // 10 + 1))
+            async with asyncio.timeout(20):
+                while log.stat().st_size:
+                    await asyncio.sleep(0.1)
+            await own.control.command("SIGNAL HEARTBEAT")
+            async with asyncio.timeout(20):
+                while not log.stat().st_size:
+                    await asyncio.sleep(0.1)
+            assert b"Heartbeat" in log.read_bytes() and not watching.done()
+        finally:
+            watching.cancel()

@@ -14,8 +14,9 @@ from test_tornet import greeter
 from accord import tor
 from accord.circuit import Circuit, Route, fresh_identity
 from accord.control import Control
+from accord.messages import MAX_INVITED
 from accord.problems import NOT_INVITED, TOR_REFUSED, Problem
-from broker.hidden_service import MAX_INVITED, MAX_STREAMS, HiddenServices
+from broker.hidden_service import MAX_STREAMS, HiddenServices
 from lab.demo import Command, Failed
 from lab.hospitals import split, task_toml, write_files
 from lab.tornet import TorNetwork

@@ -48,6 +48,18 @@ async def test_a_relay_that_was_killed_has_its_keys_and_ports_again(tmp_path):
         os.kill(old, signal.SIGCONT)
 
 
+async def test_the_last_attempt_of_a_slow_machine_has_all_the_time(tmp_path, monkeypatch):
+    given = []
+
+    async def up(self, socks_ports, tell, links, ready):
+        given.append(ready)
+        return ready is None
+
+    monkeypatch.setattr(TorNetwork, "_up", up)
+    await TorNetwork(tmp_path / "net").up()
+    assert given == [tornet_module._READY, tornet_module._READY, None]
+
+
 @pytest.mark.slow
 async def test_a_network_whose_first_circuits_hang_is_begun_anew(tmp_path, monkeypatch):
     launch, launched = tornet_module.launch, []

@@ -20,7 +20,8 @@ from accord import tor
 from accord.circuit import Circuit, Route, fresh_identity
 from accord.onion import onion_from_seed
 from accord.problems import AWAY, BAD_KEY, LOCKED, TOR_FAILED, TOR_REFUSED, Problem
-from broker.hidden_service import HiddenServices, load_or_create_seed
+from accord.seed import load_or_create_seed
+from broker.hidden_service import HiddenServices
 from lab.tornet import Link, TorNetwork
 
 ROOT = Path(__file__).resolve().parent.parent.parent
