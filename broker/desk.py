@@ -46,6 +46,7 @@ from broker.validator import committed
 log = logging.getLogger("tormentor.broker")
 
 MODEL_FILE: Final = "model.safetensors"
+ORDER_LIMIT: Final = VALIDATION_LIMIT + TASK_LIMIT
 HALF: Final = "."
 """Begins the name of a directory of which a model is being made, or which is being deleted: nobody
 was told of the one, or is to find the other. A desk that starts deletes what a killed one left."""
@@ -174,18 +175,16 @@ class Desk:
     async def _curate(self, request: web.Request) -> web.Response:
         self._check_places()
         async with self._uploads:
-            limit = VALIDATION_LIMIT + TASK_LIMIT
-            body = await read_body(request, limit, self._limits.read_seconds)
-            order = decode(body, Curate, limit)
+            body = await read_body(request, ORDER_LIMIT, self._limits.read_seconds)
             # Whoever hangs up now must not leave half a model.
-            onion = await asyncio.shield(self._take_one(order))
+            onion = await asyncio.shield(self._take_one(body))
         return web.Response(body=encode(Curated(onion)))
 
-    async def _take_one(self, order: Curate) -> str:
-        # One at a time, so that places are counted right.
+    async def _take_one(self, body: bytes) -> str:
+        # One at a time, so that places are counted right, and memory is filled by one only.
         async with self._taking:
             self._check_places()
-            return await self._take(order)
+            return await self._take(decode(body, Curate, ORDER_LIMIT))
 
     def _check_places(self) -> None:
         # A published model only lingers, and costs next to nothing; but memory has an end.

@@ -103,9 +103,10 @@ has no round trip at all."""
 
 # -- the desk --------------------------------------------------------------------------------
 
-UPLOADS: Final = 2
-"""Validation sets that are taken in at a time; each may fill 260 MB of memory, as it came and as
-numbers. Slow ones are cut off, so that idle senders cannot hold the door for long."""
+UPLOADS: Final = 4
+"""Validation sets that are taken in at a time. Each may fill 64 MB of memory while it comes, and
+the one that is then checked some 250 MB more. Slow ones are cut off, so that idle senders cannot
+hold the door for long."""
 LINGERERS: Final = 5
 """How many models are kept for each that may be in training, published ones included: a published
 one costs next to nothing, but memory has an end."""

@@ -99,6 +99,7 @@ def test_stopped_it_ends_at_once_and_keeps_what_is_finished(toy: Path) -> None:
     assert json.loads((toy / "cells.jsonl").read_text())["result"]["square"] == 1
 
 
+@pytest.mark.slow
 def test_the_command_writes_results_and_goes_on(toy: Path) -> None:
     output = toy / "out"
     assert "The sum is 5." in invoke("toy", "--output", output, "--jobs", 1)
@@ -200,6 +201,7 @@ def fabricate(cell: dict[str, Any]) -> dict[str, Any]:
             "honest_updates": 100, "applied": 100, "broker_seconds": 0.01}
 
 
+@pytest.mark.slow
 def test_tables_and_plots_of_poison(tmp_path: Path) -> None:
     import io
 

@@ -31,6 +31,7 @@ def without_clock(result: Result) -> dict[str, Any]:
     return {k: v for k, v in as_data(result).items() if "seconds" not in k}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [None, 1.0])
 def test_one_seed_is_one_course(epsilon: float | None) -> None:
     first, again = (sim(seed=3, epsilon=epsilon, attackers=0.5, attack="a-little")
@@ -92,6 +93,7 @@ def test_rejoiners_come_again_and_sybils_share_a_machine() -> None:
     assert sybils.attacker_updates < 0.8 * alone.attacker_updates
 
 
+@pytest.mark.slow
 def test_every_attack_runs_against_every_defence() -> None:
     for attack in ("sign-flip", "noise", "inner-product", "a-little", "adaptive", "sleeper",
                    "skipper"):
