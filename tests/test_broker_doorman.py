@@ -423,6 +423,24 @@ async def test_messages_that_come_too_fast_are_read_later_and_none_is_lost(tmp_p
 
 
 @pytest.mark.slow
+async def test_many_sessions_have_no_more_messages_together_and_all_the_same(tmp_path):
+    small = {"messages": 1000, "messages_of_all": 60, "messages_of_one": 15, "messages_at_once": 1}
+    async with serve(tmp_path, **small) as place, contextlib.AsyncExitStack() as stack:
+        members = []
+        for share in (60, 30, 20, 15, 15):  # of one, two, ... and the least at last
+            members.append(await stack.enter_async_context(place.member()))
+            await members[-1].ask(Pull())
+            assert place.app._share() == share
+        began = time.monotonic()
+        for member in members:
+            member.writer.write(frame(BINARY, encode(Pull())) * 15)
+        for member in members:
+            for _ in range(15):
+                assert (await member.hear())[0] == 2
+        assert time.monotonic() - began >= 0.9
+
+
+@pytest.mark.slow
 async def test_the_memory_that_a_session_s_messages_fill_is_bounded(tmp_path):
     async with (
         serve(tmp_path, messages=1, messages_at_once=2, heartbeat=1.6, goodbye=0.2) as place,
