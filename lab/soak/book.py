@@ -171,6 +171,7 @@ class Book:
         self._raw = b""
         self._blanks = False
         self._updates = 0
+        self._out: set[bytes] = set()  # when it was looked at last
         self._outcome: bytes | None = None
         self.rows: dict[bytes, SessionRow] = {}
         self._kept: dict[bytes, list[bytes]] = {}
@@ -201,21 +202,29 @@ class Book:
     def displaced(self, by: bytes, now: float, seen: Seen) -> None:
         """Somebody may have had to make room for the one who was just heard: one who has done
         nothing for long, and only when all places are taken."""
-        # The one who was heard may have been put out since, by the same message.
+        # The one who was heard, and others, may have been put out since, by the same message: then
+        # they had places, and nobody took those.
         active = {*self.active(now, seen), by}
+        also = {token for token in self._put_out(seen) - self._out - active
+                if self._counts(self.sessions[token], now)}
         found = [token for token in active - {by} if token in seen.away]
         if not found:
             return
-        require(len(active) > self.task.clients.maximum and len(found) == 1, "chased-away")
+        taken = len(active) + len(also)
+        require(taken > self.task.clients.maximum and len(found) == 1, "chased-away")
         # Seconds of training are never more than seconds.
         require(now - self.sessions[found[0]].worked >= IDLE, "chased-away", "while it worked")
         self.left(found[0])
 
     def active(self, now: float, seen: Seen) -> list[bytes]:
         """Who was heard of lately enough and was not put out."""
-        since, evict = now - self.task.clients.silence, self.task.validation.evict
+        out = self._put_out(seen)
         return [token for token, known in self.sessions.items()
-                if known.seen >= since and not 0 < evict <= seen.strikes.get(token, 0)]
+                if self._counts(known, now) and token not in out]
+
+    def _put_out(self, seen: Seen) -> set[bytes]:
+        evict = self.task.validation.evict
+        return {token for token in self.sessions if 0 < evict <= seen.strikes.get(token, 0)}
 
     def _counts(self, known: Known, now: float) -> bool:
         return known.seen >= now - self.task.clients.silence
@@ -389,6 +398,7 @@ class Book:
         for token in forgotten:
             self._gone[token] = self.sessions.pop(token)
         require(bool(np.isfinite(seen.weights).all()), "not-finite")
+        self._out = self._put_out(seen)
         require(seen.updates >= self._updates, "updates-fall")
         require(seen.updates <= self.task.training.max_updates, "too-many-updates")
         require(seen.updates == self._updates or legal, "applied-below-k")
