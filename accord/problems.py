@@ -214,7 +214,8 @@ K_TOO_LARGE = _kind(
     "--min-clients.")
 FULL = _kind(
     "full", 503, EXIT_REFUSED,
-    "All {maximum} places of this model are taken; try again later.")
+    "All {maximum} places of this model are taken; one is free again when somebody leaves, or has "
+    "done nothing for a quarter of an hour: try again later, nothing was spent.")
 UNKNOWN_CLIENT = _kind(
     "unknown-client", 403, EXIT_REFUSED,
     "The broker does not know this session; join again.")

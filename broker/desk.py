@@ -135,9 +135,9 @@ class Desk:
                     await asyncio.to_thread(shutil.rmtree, directory)
                     continue
                 seed_path = directory / "onion.seed"
-                if not (directory / "model.db").exists() or not seed_path.exists():
-                    log.error("%s holds no whole model and is left aside.", directory)
-                    continue
+                for path in (seed_path, directory / "model.db"):
+                    if not path.exists():
+                        raise FileNotFoundError(f"there is no {path.name}")
                 store = Store(directory / "model.db")
                 kept = store.task()
                 if kept is None:
@@ -152,7 +152,11 @@ class Desk:
                 # One damaged model must not keep the others from their clients.
                 if store is not None:
                     store.close()
-                log.error("The model in %s is left aside: %s", directory, error)
+                why = error.details.get("why", error) if isinstance(error, Problem) else error
+                log.error(
+                    "The model in %s is not served (%s). Nothing in there was touched: put a copy "
+                    "of it back and start again, or move it away.",
+                    directory, str(why).partition("\n")[0])
 
     async def close(self) -> None:
         """Stop serving; the state stays, for the next start."""

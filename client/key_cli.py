@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from accord.console import command, json_option, result, state_option
+from accord.console import command, json_option, result, say, state_option
 from accord.invitation import our_key, public_key, to_text
 from accord.words import wrapped
 
@@ -28,6 +28,8 @@ async def key(state: Path, as_json: bool) -> None:
     private = our_key(state, make=True)
     assert private is not None
     text = to_text(public_key(private))
-    result({"key": text}, as_json, text + "\n" + wrapped(
-        "Give this to the curator, who says '--invite' with it. The same key serves for every "
-        "model; use another --state where nobody is to see that two of them are yours."))
+    result({"key": text}, as_json, text)
+    if not as_json:
+        say(wrapped(
+            "Give this to the curator, who says '--invite' with it. The same key serves for every "
+            "model; use another --state where nobody is to see that two of them are yours."))

@@ -91,8 +91,8 @@ _file = click.Path(path_type=Path)
               help="Your Ed25519 key.  [made once, in the state directory]")
 @click.option("--invite", "invited", metavar="KEY", multiple=True,
               help="Open to invited clients only: a key that 'tormentor key' printed for one of "
-              "them, or a file with such a key a line. May be said many times; you are invited by "
-              "yourself.")
+              "them, or a file with such a key a line (and remarks after a '#'). May be said many "
+              "times; you yourself are invited in any case. The broker must run behind Tor.")
 @click.option("--watch", is_flag=True, help="Follow the training, then fetch the model.")
 @click.option("--init", metavar="DATA.csv", type=_file,
               help="Write a commented task file for this table instead.")
@@ -281,7 +281,7 @@ def _warn_of_silence(task: Task, path: Path) -> None:
 
 async def _hand_over(desk: Circuit, order: _Order) -> str:
     """Give a desk the task; the address of its model."""
-    say("Handing the task to the broker ...")
+    say(wrapped(f"Handing the task to the broker, as curator {order.signed.curator.hex()} ..."))
     try:
         answer = decode(await desk.post("/curate", order.body), Curated)
         return check_onion(answer.onion)

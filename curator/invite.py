@@ -47,6 +47,8 @@ def _keys(text: str) -> list[bytes]:
     except Problem:
         path = Path(text)
         if not path.is_file():
+            if "." in text or "/" in text:  # no key has one
+                raise Problem(NO_FILE, path=text, why="there is no such file of keys") from None
             raise
     try:
         with path.open("rb") as file:
@@ -56,7 +58,14 @@ def _keys(text: str) -> list[bytes]:
     if len(raw) > _FILE_LIMIT:
         raise Problem(BAD_OPTION, option="--invite", what=f"names {path}, which is too long")
     lines = raw.decode("ascii", "replace").splitlines()
-    keys = [from_text(key) for line in lines if (key := line.partition("#")[0].strip())]
+    keys = []
+    for number, line in enumerate(lines, 1):
+        if key := line.partition("#")[0].strip():
+            try:
+                keys.append(from_text(key))
+            except Problem as problem:
+                shown = f"{problem.details['text']} (line {number} of {path})"
+                raise Problem(BAD_INVITATION, text=shown) from None
     if not keys:
-        raise Problem(BAD_INVITATION, text=text)
+        raise Problem(BAD_OPTION, option="--invite", what=f"names {path}, in which there is no key")
     return keys

@@ -38,8 +38,9 @@ def test_a_key_that_is_shown_can_be_invited(tmp_path: Path) -> None:
     assert curator is not None
     # The curator's own first: it wants to follow and to fetch.
     assert invited == (public_key(curator), public_key(private))
-    words = " ".join(show().split())
-    assert "'--invite'" in words and to_text(private) not in words
+    assert show() == f"{shown}\n", "so that it can be kept in a file"
+    done = CliRunner().invoke(tormentor.main, ["key", "--state", str(tmp_path / "ann")])
+    assert "'--invite'" in done.stderr and to_text(private) not in done.output
 
 
 def test_nobody_is_invited_where_nobody_is_named(tmp_path: Path) -> None:
@@ -58,9 +59,15 @@ def test_what_is_no_key_invites_nobody(tmp_path: Path) -> None:
     assert code(["somebody"], tmp_path) == "bad-invitation"
     slip = to_text(ANN)[:-1] + ("a" if to_text(ANN)[-1] != "a" else "b")
     assert code([slip], tmp_path) == "bad-invitation"
-    for content in (b"", b"# nobody yet\n", b"\xff\xfe\n", to_text(ANN).encode() + b"\nBen\n"):
+    assert code([str(tmp_path / "no-such-file")], tmp_path) == "no-file"
+    for content in (b"\xff\xfe\n", b"\n" + to_text(ANN).encode() + b"\nBen\n"):
         (tmp_path / "guests").write_bytes(content)
         assert code([str(tmp_path / "guests")], tmp_path) == "bad-invitation"
+    with pytest.raises(Problem, match=r"'Ben \(line 3 of .*guests"):
+        read_invited([str(tmp_path / "guests")], tmp_path, "launch")
+    for content in (b"", b"# nobody yet\n"):
+        (tmp_path / "guests").write_bytes(content)
+        assert code([str(tmp_path / "guests")], tmp_path) == "bad-option"
     many = tmp_path / "many"
     many.write_text("\n".join(to_text(n.to_bytes(32, "big")) for n in range(MAX_INVITED - 1)))
     assert len(read_invited([str(many)], tmp_path, "launch")) == MAX_INVITED
