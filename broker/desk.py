@@ -154,8 +154,8 @@ class Desk:
                     store.close()
                 why = error.details.get("why", error) if isinstance(error, Problem) else error
                 log.error(
-                    "The model in %s is not served (%s). Nothing in there was touched: put a copy "
-                    "of it back and start again, or move it away.",
+                    "The model in %s is left aside and not served (%s). Nothing in there was "
+                    "touched: put a copy of it back and start again, or move it away.",
                     directory, str(why).partition("\n")[0])
 
     async def close(self) -> None:
