@@ -259,6 +259,9 @@ class Tor:
                 return (f"it was ended by signal {-status}" if status < 0
                         else f"it ended with status {status}")
             if not control.alive:
+                # Often the first sign of its end, of which the system tells a moment later.
+                if self._process is not None and await _ends(self._process):
+                    continue
                 return "its control connection broke"
             if loop.time() - asked >= _ASK:
                 try:
@@ -300,6 +303,14 @@ async def stop(process: asyncio.subprocess.Process, patience: float = 5.0) -> No
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+async def _ends(process: asyncio.subprocess.Process) -> bool:
+    """Whether a child process has ended, or does so in a moment."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(2 * _LOOK):
+            await process.wait()
+    return process.returncode is not None
 
 
 @contextlib.asynccontextmanager
