@@ -394,7 +394,8 @@ class Brokerage:
         self._close_round(now)
         if self._spent.get(name) == ticket.work.ticket:
             return self._turn(name, ticket.work.ticket, now)
-        # It is held; or its sender has fallen silent, and it is not: it will be said again then.
+        # Asked in this way round: nothing is acknowledged that was not judged, whatever else became
+        # of it.
         return self._say(name, b"", self._round_open(now))
 
     def _close_round(self, now: float) -> None:

@@ -92,9 +92,9 @@ round trip: about 20 on a private network, 2 on the real one. On loopback, witho
 clients that share a machine has 140, as each message waits for a puzzle, a step and the disk
 (``scripts/soak flood``)."""
 MESSAGES_OF_ALL: Final = 1000.0
-"""Messages a second that all sessions of a model have together, in equal shares: what the event
-loop answers with half its time. One who has many sessions then takes no more from the others than
-as many honest ones would."""
+"""Messages a second that all sessions of a model have together, in equal shares. 200 clients make
+710 with a quarter of a core (``scripts/soak crowd``, 2 cores), so it leaves time for all else. One
+who has many sessions then takes no more from the others than as many honest ones would."""
 MESSAGES_OF_ONE: Final = 10.0
 """But never fewer than these for each, several times what an honest client has through Tor."""
 MESSAGES_AT_ONCE: Final = 400.0
