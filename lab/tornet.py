@@ -68,6 +68,15 @@ LearnCircuitBuildTimeout 0
 CircuitBuildTimeout 20
 """
 
+_FAR: Final = """\
+# The clients of a network with distances are as far apart as its relays, and each has a guard of
+# its own: one tor stands for all of them here, so each of its circuits begins anywhere. And no
+# relay is kept for the second step of them, as the tors of 2018 did not (vanguards-lite), so that
+# round trips spread as those of the paper do.
+UseEntryGuards 0
+VanguardsLiteEnabled 0
+"""
+
 _NODE: Final = """\
 DataDirectory "{directory}"
 Nickname {name}
@@ -169,7 +178,8 @@ class TorNetwork:
             progress: told percent and words.
             links: when given, relays listen elsewhere than they advertise, and this is awaited
                 before they start: it forwards each link's ``advertised`` port to ``listening``
-                (that is where a delay is put).
+                (that is where a delay is put, :class:`lab.wan.Wan`). Circuits are then spread over
+                all relays, without guards.
             seconds: until it must be ready.
 
         Raises:
@@ -223,7 +233,8 @@ class TorNetwork:
             lines = await asyncio.gather(*(
                 self._authority_keys(program, name, pairs[i].advertised, dir_ports[i])
                 for i, name in enumerate(self._names[:AUTHORITIES])))
-            self.extra_torrc.write_text(_PRIVATE + "\n".join(lines) + "\n")
+            far = _FAR if links is not None else ""
+            self.extra_torrc.write_text(_PRIVATE + far + "\n".join(lines) + "\n")
             if links is not None:
                 await links(pairs)
             await asyncio.sleep(_until_start(time.time()))
