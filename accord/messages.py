@@ -47,6 +47,10 @@ SALT_BYTES: Final = 16
 MAX_CLIENTS: Final = 100_000
 MAX_DIFFICULTY: Final = 64
 MAX_DIMENSION: Final = 1_000_000
+MAX_STEPS: Final = 1_000
+"""Most steps that one update can be the sum of, whatever the task."""
+FLOAT16_MOST: Final = 65_504.0
+"""Largest number of float16."""
 SMALL_LIMIT: Final = 4_096
 """Largest message without weights, in bytes: the longest of them has under 300."""
 TASK_LIMIT: Final = 1 << 20
@@ -72,7 +76,9 @@ Code = Annotated[str, Meta(min_length=1, max_length=40)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 InvitedKey = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Vector = Annotated[bytes, Meta(max_length=4 * MAX_DIMENSION)]
-"""float32, little endian, in order."""
+"""float32, or float16 where the task says so, little endian, in order."""
+Steps = Annotated[int, Meta(ge=1, le=MAX_STEPS)]
+Precision = Literal["float32", "float16"]
 OnionText = Annotated[str, Meta(min_length=62, max_length=62)]
 
 Phase = Literal["waiting", "gathering", "training", "paused", "published", "gone"]
@@ -170,12 +176,17 @@ class Push(_Untold, frozen=True, forbid_unknown_fields=True, tag="push"):
     Attributes:
         ticket: which work this is.
         solution: of that ticket's puzzle.
-        delta: the noised step, to be added to the weights (float32).
+        delta: the noised steps together, to be added to the weights.
+        steps: how many they are. Whoever makes more of them is judged on their mean, and may send
+            so many times as long a delta; for whoever says too many, or too few, there is nothing
+            in it. It is the client's choice, within the task's bound, and tells nothing of its
+            rows.
     """
 
     ticket: TicketId
     solution: Solution
     delta: Vector
+    steps: Steps = 1
 
 
 class Leave(Struct, frozen=True, forbid_unknown_fields=True, tag="leave"):
@@ -288,6 +299,8 @@ class Status(Struct, frozen=True, forbid_unknown_fields=True):
 FromClient = Pull | Push | Leave
 M = TypeVar("M")
 
+_WIRE: Final[dict[Precision, np.dtype[np.floating]]] = {
+    "float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[object, msgspec.msgpack.Decoder[object]] = {}
 
@@ -330,20 +343,31 @@ def refused(problem: Problem) -> Refused:
     return Refused(code, numbers)
 
 
-def vector_to_wire(vector: np.ndarray) -> bytes:
-    """float32 little-endian bytes of a vector of shape (d,)."""
-    return np.ascontiguousarray(vector, dtype="<f4").tobytes()
+def vector_to_wire(vector: np.ndarray, precision: Precision = "float32") -> bytes:
+    """Little-endian bytes of a vector of shape (d,).
+
+    In float16, what is beyond its largest number travels as that: a model which somebody pushes so
+    far would otherwise stop everybody's training.
+    """
+    if precision == "float16":
+        vector = np.clip(vector, -FLOAT16_MOST, FLOAT16_MOST)
+    return np.ascontiguousarray(vector, dtype=_WIRE[precision]).tobytes()
 
 
-def vector_from_wire(raw: bytes, dimension: int) -> np.ndarray | None:
+def vector_from_wire(
+    raw: bytes, dimension: int, precision: Precision = "float32"
+) -> np.ndarray | None:
     """A float64 vector of shape (dimension,), or None where it has another length, or a number
     that is not finite. What that means depends on who sent it, so the caller says so."""
-    if len(raw) != 4 * dimension:
+    kind = _WIRE[precision]
+    if len(raw) != kind.itemsize * dimension:
         return None
-    # A signalling NaN would make numpy write a warning: a line in somebody else's log.
-    with np.errstate(invalid="ignore"):
-        vector = np.frombuffer(raw, dtype="<f4").astype(np.float64)
-    return vector if bool(np.isfinite(vector).all()) else None
+    numbers = np.frombuffer(raw, dtype=kind)
+    # Before anything is reckoned with them: of a signalling NaN numpy would write a warning, a line
+    # in somebody else's log.
+    if not np.logical_and.reduce(np.isfinite(numbers)):
+        return None
+    return numbers.astype(np.float64)
 
 
 def push_limit(dimension: int) -> int:

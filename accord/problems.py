@@ -111,6 +111,10 @@ LEAKED_LABEL = _kind(
 NO_PARQUET = _kind(
     "no-parquet", 400, EXIT_DATA,
     "Reading {path} needs pyarrow; type: pip install 'tormentor[parquet]'.")
+LEAKS = _kind(
+    "leaks", 400, EXIT_DATA,
+    "{path} has the answer among its features: column {column} {how} {target}; take that column "
+    "out, or whatever is trained on it only looks right.")
 NO_LAB = _kind(
     "no-lab", 400, EXIT_USAGE,
     "The demo needs {package}; type: pip install 'tormentor[lab]'.")
@@ -121,6 +125,8 @@ DATA_CHANGED = _kind(
 
 # -- tasks, models, keys ---------------------------------------------------------------------
 BAD_TASK = _kind("bad-task", 400, EXIT_TASK, "The task {path} is not right: {why}; edit it.")
+BAD_EXPERIMENT = _kind(
+    "bad-experiment", 400, EXIT_USAGE, "The experiment {path} is not right: {why}; edit it.")
 BAD_MODEL = _kind(
     "bad-model", 400, EXIT_DISTRUST,
     "{path} is not a model that its address signed ({why}); do not use it, and fetch it "
@@ -228,7 +234,8 @@ STALE_TICKET = _kind(
     "That ticket is not yours or no longer good; the update was not applied.")
 BAD_DELTA = _kind(
     "bad-delta", 400, EXIT_REFUSED,
-    "That update is not {dimension} finite numbers within the norm bound.")
+    "That update is not {dimension} finite numbers within the norm bound, or is of more steps than "
+    "the task allows.")
 TOO_FEW_CLIENTS = _kind(
     "too-few-clients", 409, EXIT_REFUSED,
     "{have} of the {need} clients that somebody asks for are here; waiting for more.")

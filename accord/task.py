@@ -13,11 +13,20 @@ import math
 from typing import Annotated, Final, Literal
 
 import msgspec
+import numpy as np
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from msgspec import Meta, Struct, field
 
-from accord.messages import MAX_CLIENTS, MAX_DIMENSION, TASK_LIMIT, SignedTask
+from accord.messages import (
+    FLOAT16_MOST,
+    MAX_CLIENTS,
+    MAX_DIMENSION,
+    MAX_STEPS,
+    TASK_LIMIT,
+    Precision,
+    SignedTask,
+)
 from accord.objective import OBJECTIVES
 from accord.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE, PeerProblem
 from accord.schema import Schema
@@ -51,8 +60,17 @@ class Training(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
         regularisation: lambda of the L2 penalty, added by the client after the noise.
         clip: C, the bound on each example's gradient. The noise is scaled to it, so it decides
             what is learnt and never what is revealed.
-        max_norm: largest length of an update; clients shrink theirs to it, longer ones are
-            refused.
+        max_norm: largest length of one step; clients shrink each of theirs to it. An update that is
+            longer than this times its number of steps is refused.
+        local_steps: most private steps that a client may make on its rows for one update, each
+            from where the one before has led it. One contact is then paid for once for all of
+            them: a way through Tor takes as long as thousands of steps. How many it makes is the
+            client's own choice, and is told with the update. One update then weighs as much as so
+            many, for good or ill, before anybody has judged it; and steps that many clients make
+            from the same weights, each without the others', go too far together where ``step``
+            is long.
+        precision: how weights and updates travel. ``float16`` halves the bytes, and keeps three
+            decimal digits of each number and nothing below 6e-8.
         max_updates: training ends after so many updates (in rounds: so many rounds),
         target_error: or when the error on the validation set is at most this,
         patience: or when so many updates brought no lower validation loss,
@@ -72,6 +90,8 @@ class Training(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     regularisation: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     clip: Positive = 0.5
     max_norm: Positive = 10.0
+    local_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] = 1
+    precision: Precision = "float32"
     max_updates: Annotated[int, Meta(ge=1, le=100_000_000)] = 1000
     target_error: Share | None = None
     patience: Annotated[int, Meta(ge=1, le=100_000_000)] | None = None
@@ -87,6 +107,9 @@ class Training(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
         if self.reply_delay and self.mode == "synchronous":
             raise ValueError("'reply_delay' needs 'mode' = 'asynchronous': within a round no order "
                              "of updates shows")
+        if self.precision == "float16" and self.max_norm * self.local_steps > FLOAT16_MOST:
+            raise ValueError("'max_norm' times 'local_steps' is above "
+                             f"{FLOAT16_MOST:g}, the largest number of 'precision' = 'float16'")
 
 
 class Clients(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -230,6 +253,17 @@ def step_size(training: Training, t: int) -> float:
     if training.schedule == "constant":
         return training.step
     return training.step / (t if training.schedule == "1/t" else math.sqrt(t))
+
+
+def steps_size(training: Training, first: int, count: int) -> float:
+    """Length of a client's steps from number ``first`` on, ``count`` of them (at least 1), one
+    after the other."""
+    if count == 1:
+        return step_size(training, first)
+    if training.schedule == "constant":
+        return count * training.step
+    t = np.arange(first, first + count, dtype=np.float64)
+    return training.step * float((1.0 / (t if training.schedule == "1/t" else np.sqrt(t))).sum())
 
 
 def canonical(task: Task) -> bytes:

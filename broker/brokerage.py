@@ -15,6 +15,7 @@ Everything takes ``now`` (seconds of a monotonic clock). A message is answered b
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +31,7 @@ from accord.messages import (
     Join,
     Leave,
     Phase,
+    Precision,
     Pull,
     Push,
     Refused,
@@ -66,9 +68,12 @@ from broker.verdict import Verdict
 MEASURE_CELLS: Final = 200_000
 """The error is measured after each update while the validation set has at most so many numbers,
 and after every second, third, ... update of a larger one: so it costs under a millisecond each."""
-_NORM_SLACK: Final = 1e-4
-"""Updates travel as float32: a client that shrank its own to the bound exactly may arrive so much
-above it, relatively."""
+_MEASURED_AT_ONCE: Final = 64
+"""Models that are measured together at most, where nothing hangs on it before anybody asks: in one
+matrix product, which costs little more than one of them alone."""
+_NORM_SLACK: Final[dict[Precision, float]] = {"float32": 1e-4, "float16": 1e-3}
+"""A client that shrank its update to the bound exactly may arrive so much above it, relatively, as
+rounding lengthens by 2^-24 or 2^-11."""
 
 
 @dataclass(slots=True, repr=False)
@@ -78,10 +83,12 @@ class Ticket:
     Attributes:
         work: as it was sent; sent again, to the letter, when the client asks again.
         sent: the weights in it, as the validator knows them; shared with other tickets.
+        steps: how many the update is the sum of that answers it, once there is one.
     """
 
     work: Work
     sent: np.ndarray
+    steps: int = 1
 
 
 class Brokerage:
@@ -146,6 +153,7 @@ class Brokerage:
         self._together = task.training.mode == "synchronous"
         self._aggregator = Aggregator(task.dimension, task.training.aggregate)
         self._tickets: dict[bytes, Ticket] = {}
+        self._wire: tuple[np.ndarray, bytes] | None = None  # weights, as they travel
         self._spent: dict[bytes, bytes] = {}
         self._round_closes: float | None = None
         self._began: float | None = None
@@ -155,6 +163,13 @@ class Brokerage:
         self._best_weights = self._aggregator.weights
         self._improved = 0
         self._measure_every = max(1, -(-rows.size // MEASURE_CELLS))
+        self._unmeasured: list[tuple[int, np.ndarray]] = []
+        rules = task.training
+        # The end of training may hang on each measurement.
+        asked = rules.target_error is not None or rules.patience is not None
+        self._measure_together = 1 if asked else min(
+            _MEASURED_AT_ONCE, max(1, MEASURE_CELLS // max(task.dimension, len(labels), 1)))
+        self._dimension = task.dimension
         self._ended = ""
         self._enter("gathering", now)
 
@@ -225,6 +240,7 @@ class Brokerage:
 
     def status(self, now: float) -> Status:
         """What anyone may know."""
+        self._measure()
         known = self._registry
         have, need = known.standing(now)
         return Status(
@@ -249,9 +265,10 @@ class Brokerage:
             repeated: it was said earlier and is answered once more; that it was said is no sign
                 of life any longer.
 
-        The order is: known session, not put out, ticket its own and unspent, puzzle solved, delta
-        finite, of the right length and norm, enough clients for everyone's k; then the update is
-        judged, and applied as the verdict says, at once or when its round closes.
+        The order is: known session, not put out, ticket its own and unspent, puzzle solved, no
+        more steps than allowed, delta finite, of the right length and norm, enough clients for
+        everyone's k; then the update is judged, and applied as the verdict says, at once or when
+        its round closes.
 
         Raises:
             PeerProblem: ``UNKNOWN_CLIENT``. Every other refusal is in the Turn.
@@ -290,27 +307,38 @@ class Brokerage:
             return self._say(name, b"", refused(PeerProblem(STALE_TICKET)))
         if not self._verify(ticket.work.lock, push.solution, ticket.work.difficulty):
             return self._say(name, b"", refused(PeerProblem(NOT_SOLVED)))
-        delta = self._delta(push.delta)
+        delta = self._delta(push)
         if delta is None:
             del self._tickets[name]
             self._aggregator.round.pop(name, None)
             self._strike(name, now)
             self._weigh(now)
             return self._say(
-                name, b"", refused(PeerProblem(BAD_DELTA, dimension=self.task.dimension)))
+                name, b"", refused(PeerProblem(BAD_DELTA, dimension=self._dimension)))
         if self.phase != "training" or not self._registry.present(name, now):
             # Whoever fell silent while its message was kept does not count, and nor does its k:
             # it is asked to say it again, and then both do.
             return self._say(name, b"", self._too_few(now))
         if self._together:
-            return self._hold(name, delta, now)
+            return self._hold(name, delta, push.steps, now)
+        ticket.steps = push.steps
         self._step(name, ticket, delta, now)
         return self._turn(name, push.ticket, now)
 
-    def _delta(self, raw: bytes) -> np.ndarray | None:
-        delta = vector_from_wire(raw, self.task.dimension)
-        bound = self.task.training.max_norm * (1 + _NORM_SLACK)
-        return None if delta is None or np.linalg.norm(delta) > bound else delta
+    def _delta(self, push: Push) -> np.ndarray | None:
+        """The update, or None where it is not what the task allows."""
+        rules = self.task.training
+        if push.steps > rules.local_steps:
+            return None
+        delta = vector_from_wire(push.delta, self._dimension, rules.precision)
+        bound = push.steps * rules.max_norm * (1 + _NORM_SLACK[rules.precision])
+        return None if delta is None or math.sqrt(float(delta @ delta)) > bound else delta
+
+    def _weights(self, sent: np.ndarray) -> bytes:
+        """Weights as they travel: made once for an object, which nobody changes."""
+        if self._wire is None or self._wire[0] is not sent:
+            self._wire = sent, vector_to_wire(sent, self.task.training.precision)
+        return self._wire[1]
 
     def _say(self, name: bytes, receipt: bytes, what: Work | Wait | End | Refused) -> Turn:
         known = self._registry
@@ -342,7 +370,7 @@ class Brokerage:
         sent = self._validator.ticket_weights(self._aggregator.weights)
         work = Work(
             ticket=self._random(TICKET_BYTES),
-            weights=vector_to_wire(sent),
+            weights=self._weights(sent),
             lock=self._admission.lock(),
             difficulty=self._admission.difficulty(self._registry.members[name].strikes),
         )
@@ -356,14 +384,14 @@ class Brokerage:
         return self._wait(TOO_FEW_CLIENTS.code, *self._registry.standing(now))
 
     def _round_open(self, now: float) -> Wait:
-        active = len(self._registry.active(now))
+        active, _ = self._registry.standing(now)
         return self._wait(ROUND_OPEN.code, min(len(self._aggregator.round), active), active)
 
     # -- steps, rounds, ends -------------------------------------------------------------------
 
     def _open_round(self, now: float) -> None:
         if self._validator.round_due:
-            answers = None if self._together else len(self._registry.active(now))
+            answers = None if self._together else self._registry.standing(now)[0]
             chance = int.from_bytes(self._random(7), "big") / (1 << 56)
             self._validator.begin_round(self._aggregator.weights, answers, chance)
 
@@ -381,11 +409,14 @@ class Brokerage:
         self._tickets.pop(name, None)
         self._changed.add(name)
         self._registry.accepted(name, self._training_time(now))
-        return self._validator.judge(name, ticket.sent, self._aggregator.weights, delta)
+        return self._validator.judge(
+            name, ticket.sent, self._aggregator.weights, delta, ticket.steps)
 
-    def _hold(self, name: bytes, delta: np.ndarray, now: float) -> Turn:
+    def _hold(self, name: bytes, delta: np.ndarray, steps: int, now: float) -> Turn:
         """Keep an update until its round closes; it is acknowledged only then."""
         ticket = self._tickets[name]
+        if name not in self._aggregator.round:
+            ticket.steps = steps
         if not self._aggregator.round:
             self._round_closes = now + self.task.training.round_seconds
         self._aggregator.hold(name, delta)
@@ -434,7 +465,9 @@ class Brokerage:
         updates = self._aggregator.updates
         measured = self._validator.measures and updates % self._measure_every == 0
         if measured:
-            self._measure()
+            self._unmeasured.append((updates, self._aggregator.weights))
+            if len(self._unmeasured) >= self._measure_together:
+                self._measure()
         rules = self.task.training
         if updates >= rules.max_updates:
             self._end("max-updates", now)
@@ -445,19 +478,29 @@ class Brokerage:
         elif measured and rules.patience is not None and updates - self._improved >= rules.patience:
             self._end("patience", now)
 
+    def _measure_now(self) -> None:
+        """Measure the model as it is, after those that wait for it."""
+        self._unmeasured.append((self._aggregator.updates, self._aggregator.weights))
+        self._measure()
+
     def _measure(self) -> None:
-        self._error, loss = self._validator.measure(self._aggregator.weights)
-        if self._best_loss is None or loss < self._best_loss:
-            self._best_loss, self._improved = loss, self._aggregator.updates
-            self._best_weights = self._aggregator.weights
-        best = self._best_error
-        self._best_error = self._error if best is None else min(self._error, best)
+        """Measure all models that wait for it, as if each had been at its time."""
+        if not self._unmeasured:
+            return
+        waiting, self._unmeasured = self._unmeasured, []
+        measured = self._validator.measure(np.vstack([weights for _, weights in waiting]))
+        for (updates, weights), error, loss in zip(waiting, *measured, strict=True):
+            if self._best_loss is None or loss < self._best_loss:
+                self._best_loss, self._improved, self._best_weights = loss, updates, weights
+            self._error = error
+            best = self._best_error
+            self._best_error = error if best is None else min(error, best)
 
     def _follow(self, verdict: Verdict, now: float) -> None:
         """Do what a verdict says besides applying its update."""
         if verdict.mend is not None:
             self._aggregator.mend(verdict.mend)
-            self._measure()
+            self._measure_now()
         self._changed.update(verdict.touched)
         for name in verdict.struck:
             self._strike(name, now)
@@ -472,8 +515,9 @@ class Brokerage:
             self._aggregator.round.pop(name, None)
 
     def _end(self, why: str, now: float) -> None:
+        self._measure()
         if self._error is None and self._validator.measures:
-            self._measure()
+            self._measure_now()
         self._ended = why
         self._aggregator.round.clear()
         self._tickets.clear()
@@ -483,6 +527,7 @@ class Brokerage:
     def outcome(self) -> tuple[np.ndarray, int, str]:
         """What is published: the weights with the lowest validation loss, or the last ones where
         there is no validation set; the number of updates that were applied; why training ended."""
+        self._measure()
         best = self._best_weights if self._validator.measures else self._aggregator.weights
         return best, self._aggregator.updates, self._ended
 
@@ -562,6 +607,7 @@ class Brokerage:
         self._forgotten.update(lost.forgotten)
 
     def _model_row(self, now: float) -> ModelRow:
+        self._measure()
         known = self._registry
         return ModelRow(
             phase=self.phase, weights=self._aggregator.weights, updates=self._aggregator.updates,
@@ -595,7 +641,7 @@ class Brokerage:
         self._ended, self._trained = model.ended, model.trained
         self._began = None if model.seconds is None else now - model.seconds
         if model.updates and self._validator.measures:
-            self._error, _ = self._validator.measure(model.weights)
+            (self._error,), _ = self._validator.measure(model.weights[None, :])
         for row in sessions:
             known.members[row.name] = Member(
                 row.min_clients, NEVER, row.updates, row.strikes, row.worked)

@@ -134,6 +134,8 @@ class _Frames:
 
     def feed_data(self, data: bytes) -> Any:
         """What came, as aiohttp hands it on."""
+        if not (self._left or self._head) and _whole(data):
+            return self._parser.feed_data(data)
         if not self._follow(data):
             self._stop()
             self._visit.cut()
@@ -184,6 +186,17 @@ class _Frames:
             self._begun = True
             head.clear()
         return True
+
+
+def _whole(data: bytes) -> bool:
+    """Whether this is one frame, masked, whole, no fragment, of an ordinary size: as nearly always.
+    """
+    if len(data) < 6 or not data[0] & 0x80 or not data[0] & 0x0F:
+        return False
+    size = data[1] & 0x7F
+    if size == 126:
+        return len(data) == 8 + (data[2] << 8 | data[3]) and data[1] > 127
+    return size < 126 and len(data) == 6 + size and data[1] > 127
 
 
 def _head_bytes(head: bytearray) -> int:

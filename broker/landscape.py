@@ -48,6 +48,7 @@ class Landscape:
         self._rows = rows
         self._labels = labels
         self._clip = clip
+        self._classes = np.stack([labels <= 0.5, labels > 0.5]).astype(np.float64)
 
     def look(self, weights: np.ndarray) -> None:
         """Work everything out at these weights, (d,)."""
@@ -60,14 +61,13 @@ class Landscape:
         for start in range(0, len(labels), stretch):
             some, said = rows[start : start + stretch], labels[start : start + stretch]
             down = -self._objective.gradients(weights, some, said)
-            length = np.linalg.norm(down, axis=1)
+            length = np.sqrt(np.einsum("ij,ij->i", down, down))
             down *= (self._clip / np.maximum(length, self._clip))[:, None]
-            for label in (0, 1):
-                mine = down[said == label]
-                total[label] += mine.sum(axis=0)
-                square[label] += float(np.square(mine).sum())
+            each = self._classes[:, start : start + stretch]
+            total += each @ down
+            square += each @ np.square(np.minimum(length, self._clip))
             losses[start : start + stretch] = self._objective.losses(models, some, said)[0]
-        count = np.array([len(labels) - labels.sum(), labels.sum()])
+        count = self._classes.sum(axis=1)
         zeros, ones = total / count[:, None]
         variance = (square / count - np.square(total / count[:, None]).sum(axis=1)) / count
         self.downhill = total.sum(axis=0) / len(labels)

@@ -85,16 +85,18 @@ READ_BUFFER: Final = 65_536
 and one more piece. Of a session's messages it holds half a megabyte, or one message."""
 FRONT_HEAD: Final = 16_384
 """Bytes of a request before its first empty line, at the front for ``--tor none``."""
-MESSAGES: Final = 200.0
+MESSAGES: Final = 1000.0
 """Messages a second that one session's are read, pings included; those beyond it are left with the
-sender (TCP's back-pressure), not refused. Through Tor an honest client has at most one for each
-round trip: about 20 on a private network, 2 on the real one. On loopback, without Tor, one of 20
-clients that share a machine has 140, as each message waits for a puzzle, a step and the disk
-(``scripts/soak flood``)."""
-MESSAGES_OF_ALL: Final = 1000.0
-"""Messages a second that all sessions of a model have together, in equal shares. 200 clients make
-710 with a quarter of a core (``scripts/soak crowd``, 2 cores), so it leaves time for all else. One
-who has many sessions then takes no more from the others than as many honest ones would."""
+sender (TCP's back-pressure), not refused. It is what one session alone can use, as each of its
+messages waits for the disk. Through Tor an honest client has at most one for each round trip: about
+20 on a private network, 2 on the real one."""
+MESSAGES_OF_ALL: Final = 20_000.0
+"""Messages a second that all sessions of a model have together, in equal shares: what a desk can do
+at most, so that it is the processor that sets the pace. That is shared fairly without it: the next
+message of a session is read only when its last one was answered, so each has one message in the
+work of all, and everybody who comes to the door, or asks for a page, has a turn in every round of
+the loop (``scripts/soak flood``). But one who has many sessions, each of which repeats what costs
+no puzzle, has no more of it than as many honest ones would: with 1,000 sessions, 20 for each."""
 MESSAGES_OF_ONE: Final = 10.0
 """But never fewer than these for each, several times what an honest client has through Tor."""
 MESSAGES_AT_ONCE: Final = 400.0

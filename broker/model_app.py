@@ -66,6 +66,16 @@ log = logging.getLogger("tormentor.broker")
 
 TICK: Final = 0.5
 """Seconds between looks at the clock while nobody says anything."""
+_SENT_AT_ONCE: Final = 32_768
+"""Bytes that a connection's own buffer takes without anybody waiting (asyncio's own bound is twice
+that): a deadline for less costs more than sending it."""
+_PASSES: Final = 3
+"""Passes of the loop from a socket that can be read to an answer that waits for the disk."""
+_TOGETHER: Final = 24
+"""Answers that wait for one transaction before it begins, where as many are at hand."""
+_SOON: Final = 0.002
+"""Seconds that this may take: where strangers make each pass of the loop a long one, whoever has
+an answer to come does not wait for theirs."""
 _random = SystemRandom().random
 
 
@@ -95,11 +105,13 @@ class ModelApp:
         self._limits = limits or Limits()
         self._signed_task = encode(brokerage.signed)
         self._conversations: dict[asyncio.Task[object], _Talk] = {}
+        self._rate = self._limits.messages
         self._stirred = brokerage.stirred
-        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._news: asyncio.Future[None] = self._loop.create_future()
         self._wake = asyncio.Event()
-        self._batch: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._now = asyncio.get_running_loop().time
+        self._unwritten: list[asyncio.Future[None]] = []
+        self._now = self._loop.time
         self.app = web.Application()
         self.app.add_routes([
             web.get("/", self._page),
@@ -151,27 +163,30 @@ class ModelApp:
         socket.headers["Server"] = HEADERS["Server"]
         await socket.prepare(request)
         bucket = Bucket(limits.messages, limits.messages_at_once, self._now())
-        mine = None
+        talk = None
         try:
             async with asyncio.timeout(limits.hello_seconds):
                 hello = decode(await self._read(socket, bucket), Hello)
             if not self.brokerage.knows(hello.token):
                 raise PeerProblem(UNKNOWN_CLIENT)
             welcome(request)
-            mine = self._take_over(hello.token)
-            await self._converse(socket, hello.token, bucket)
+            talk = self._take_over(hello.token, socket, request, bucket)
+            await self._converse(talk)
         except Problem as problem:
             with contextlib.suppress(ConnectionError, TimeoutError):
-                await self._send(socket, Turn(b"", refused(problem)))
+                await self._send(socket, request, Turn(b"", refused(problem)))
         except (_HungUp, ConnectionError, TimeoutError):
             pass
         finally:
-            if mine is not None:
-                self._conversations.pop(mine, None)
+            if talk is not None:
+                self._conversations.pop(talk.task, None)
+                self._rate = self._share()
             await _close(socket, request, limits.goodbye)
         return socket
 
-    def _take_over(self, token: bytes) -> asyncio.Task[object]:
+    def _take_over(
+        self, token: bytes, socket: web.WebSocketResponse, request: web.Request, bucket: Bucket
+    ) -> _Talk:
         """A session has one conversation: an older one, likely dead, is ended."""
         for other in [t for t, its in self._conversations.items() if its.token == token]:
             self._end(other)
@@ -179,52 +194,61 @@ class ModelApp:
         assert task is not None
         rules = self.brokerage.task.clients
         # Until it is heard, it has no more of a claim than one that was silent for too long.
-        self._conversations[task] = _Talk(token, self._now() - rules.silence)
+        talk = _Talk(token, task, socket, request, bucket, self._now() - rules.silence)
+        self._conversations[task] = talk
         if len(self._conversations) > rules.maximum + self._limits.spare_conversations:
             self._end(min(self._conversations, key=lambda t: self._conversations[t].heard))
-        return task
+        self._rate = self._share()
+        return talk
 
     def _end(self, conversation: asyncio.Task[object]) -> None:
         del self._conversations[conversation]
         conversation.cancel()
 
-    def _heard(self) -> None:
-        """This conversation's session spoke, and has its place."""
-        task = asyncio.current_task()
-        if task in self._conversations:
-            self._conversations[task].heard = self._now()
-
-    async def _converse(
-        self, socket: web.WebSocketResponse, token: bytes, bucket: Bucket
-    ) -> None:
+    async def _converse(self, talk: _Talk) -> None:
         """Answer each message; answer one that waits again whenever there is more to say."""
         limit = push_limit(self.brokerage.task.dimension)
-        reading = asyncio.create_task(self._read(socket, bucket))
-        try:
-            while True:
-                await asyncio.wait([reading])
-                message: FromClient = decode(reading.result(), FromClient, limit)
-                reading = asyncio.create_task(self._read(socket, bucket))
-                if self.brokerage.knows(token) and self.brokerage.present(token, self._now()):
+        delays = self.brokerage.task.training.reply_delay > 0
+        raw = None
+        while True:
+            if raw is None:
+                raw = await self._read(talk.socket, talk.bucket)
+            message: FromClient = decode(raw, FromClient, limit)
+            raw = None
+            if delays and not isinstance(message, Leave):
+                if self.brokerage.knows(talk.token) and self.brokerage.present(
+                    talk.token, self._now()
+                ):
                     # Now already: what is held back is no reason to be cut off for silence.
-                    self._heard()
-                if not isinstance(message, Leave):
-                    await self._hold_back()
-                turn, seen = await self._receive(token, message)
-                if not isinstance(turn.next, Refused):
-                    self._heard()
-                await self._send(socket, turn)
-                while isinstance(turn.next, Wait):
-                    if await self._message_or_news(reading, seen):
-                        break
-                    await self._hold_back()
+                    talk.heard = self._now()
+                await self._hold_back()
+            turn, seen = await self._receive(talk, message)
+            await self._send(talk.socket, talk.request, turn)
+            if isinstance(turn.next, Wait):
+                raw = await self._say_news(talk, message, turn, seen)
+
+    async def _say_news(
+        self, talk: _Talk, message: FromClient, told: Turn, seen: int
+    ) -> bytes:
+        """Answer a message that waits again whenever there is more to say.
+
+        Returns:
+            The next message.
+        """
+        reading = asyncio.create_task(self._read(talk.socket, talk.bucket))
+        try:
+            while not await self._message_or_news(reading, seen):
+                await self._hold_back()
+                turn, seen = await self._receive(talk, message, repeated=True)
+                if turn != told:
                     told = turn
-                    turn, seen = await self._receive(token, message, repeated=True)
-                    if turn != told:
-                        await self._send(socket, turn)
+                    await self._send(talk.socket, talk.request, turn)
+                if not isinstance(turn.next, Wait):
+                    return await reading
+            return reading.result()
         finally:
             reading.cancel()
-            # Whatever it ended with, this conversation is over.
+            # Whatever it ended with, this conversation is over, or its message is in hand.
             await asyncio.wait([reading])
 
     async def _hold_back(self) -> None:
@@ -235,18 +259,28 @@ class ModelApp:
         if longest := self.brokerage.task.training.reply_delay:
             await asyncio.sleep(longest * self._random())
 
-    async def _send(self, socket: web.WebSocketResponse, turn: Turn) -> None:
+    async def _send(
+        self, socket: web.WebSocketResponse, request: web.Request, turn: Turn
+    ) -> None:
         """Send a turn to somebody who takes it, and not for ever."""
         raw = encode(turn)
+        wire = request.transport
+        if wire is not None and wire.get_write_buffer_size() + len(raw) < _SENT_AT_ONCE:
+            await socket.send_bytes(raw)
+            return
         async with asyncio.timeout(self._limits.send_seconds + len(raw) / SLOWEST):
             await socket.send_bytes(raw)
 
     async def _receive(
-        self, token: bytes, message: FromClient, repeated: bool = False
+        self, talk: _Talk, message: FromClient, repeated: bool = False
     ) -> tuple[Turn, int]:
         """The answer, and which news of the model it already knows."""
-        turn = self.brokerage.receive(token, message, self._now(), repeated)
+        turn = self.brokerage.receive(talk.token, message, self._now(), repeated)
         seen = self.brokerage.stirred
+        if not repeated and (not isinstance(turn.next, Refused)
+                             or self.brokerage.present(talk.token, self._now())):
+            # Its session spoke, and has its place.
+            talk.heard = self._now()
         self._stir()
         await self._on_disk()
         return turn, seen
@@ -262,7 +296,7 @@ class ModelApp:
         """The next message, not before its turn: what comes too fast waits unread."""
         while True:
             message = await socket.receive()
-            bucket.rate = self._share()
+            bucket.rate = self._rate
             if wait := bucket.take(self._now()):
                 await asyncio.sleep(wait)
             if message.type is WSMsgType.BINARY and isinstance(message.data, bytes):
@@ -276,7 +310,7 @@ class ModelApp:
                 raise _HungUp
 
     def _share(self) -> float:
-        """Messages a second that each conversation may have now."""
+        """Messages a second that each conversation may have, with so many as there are now."""
         limits = self._limits
         share = limits.messages_of_all / max(1, len(self._conversations))
         return min(limits.messages, max(limits.messages_of_one, share))
@@ -296,7 +330,7 @@ class ModelApp:
         if self._stirred != self.brokerage.stirred:
             self._stirred = self.brokerage.stirred
             self._news.set_result(None)
-            self._news = asyncio.get_running_loop().create_future()
+            self._news = self._loop.create_future()
 
     async def _on_disk(self) -> None:
         """Wait until everything that has changed by now is on the disk.
@@ -304,9 +338,10 @@ class ModelApp:
         Raises:
             Problem: ``INTERNAL`` when it could not be written; the client sends again.
         """
-        batch = self._batch
+        written = self._loop.create_future()
+        self._unwritten.append(written)
         self._wake.set()
-        await asyncio.shield(batch)
+        await written
 
     async def run(self) -> None:
         """Write changes and watch the clock, until cancelled."""
@@ -331,12 +366,21 @@ class ModelApp:
                 log.exception("the clock's work failed; it is tried again")
             await asyncio.sleep(TICK)
 
+    async def _all_at_hand(self) -> None:
+        """Let in what has come already: one transaction for all of it costs what one for the first
+        would. Nobody is waited for."""
+        quiet, count, end = 0, -1, self._now() + _SOON
+        while quiet < _PASSES and count < _TOGETHER and self._now() < end:
+            before, count = count, len(self._unwritten)
+            quiet = quiet + 1 if count == before else 0
+            await asyncio.sleep(0)
+
     async def _commit(self) -> None:
         while True:
             await self._wake.wait()
+            await self._all_at_hand()
             self._wake.clear()
-            batch = self._batch
-            self._batch = asyncio.get_running_loop().create_future()
+            waiting, self._unwritten = self._unwritten, []
             changes = self.brokerage.take_changes(self._now())
             try:
                 if changes:
@@ -344,12 +388,15 @@ class ModelApp:
             except Exception as error:
                 log.error("%s The model's clients wait.", error)
                 self.brokerage.lose_changes(changes)
-                batch.set_exception(Problem(INTERNAL))
-                # Nobody may be waiting for this batch, and that is no error.
-                batch.exception()
+                for written in waiting:
+                    if not written.done():
+                        written.set_exception(Problem(INTERNAL))
                 await asyncio.sleep(1.0)
             else:
-                batch.set_result(None)
+                for written in waiting:
+                    # One that is done already was given up by whoever waited.
+                    if not written.done():
+                        written.set_result(None)
 
 
 async def _close(
@@ -368,9 +415,13 @@ async def _close(
 
 @dataclass(slots=True, repr=False)
 class _Talk:
-    """A conversation: whose, and when it was heard of last and not refused."""
+    """A conversation: whose, through what, and when it was heard of last and not refused."""
 
     token: bytes
+    task: asyncio.Task[object]
+    socket: web.WebSocketResponse
+    request: web.Request
+    bucket: Bucket
     heard: float
 
 

@@ -6,6 +6,7 @@ are active, and the curator's minimum, is what everybody waits for.
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,6 +63,7 @@ class Registry:
         self._evict = evict
         self._judges = judges
         self.members: dict[bytes, Member] = {}
+        self._roll = _Roll(self.members, rules.silence)
         self.judged = self.struck = self.strikes = 0
 
     def __contains__(self, name: bytes) -> bool:
@@ -90,6 +92,7 @@ class Registry:
             raise PeerProblem(K_TOO_LARGE, k=min_clients, maximum=maximum)
         self._make_room(now, trained)
         self.members[name] = Member(min_clients, now, worked=trained)
+        self._roll.enter(name, min_clients, now)
         return True
 
     def heard(self, name: bytes, now: float, trained: float = 0.0) -> None:
@@ -104,19 +107,19 @@ class Registry:
         if not self.present(name, now):
             self._make_room(now, trained)
         member.seen = now
+        self._roll.enter(name, member.min_clients, now)
 
     def _make_room(self, now: float, trained: float) -> None:
         """See that there is a place: when all are taken, the idlest one's, if it is idle for long.
 
         Idle ones that come back may so take each other's places, and nobody's who works.
         """
-        active = [self.members[name] for name in self.active(now)]
-        if len(active) < self._rules.maximum:
+        if self.standing(now)[0] < self._rules.maximum:
             return
-        idlest = min(active, key=lambda member: member.worked)
-        if trained - idlest.worked < IDLE:
+        idlest = min(self.active(now), key=lambda name: self.members[name].worked)
+        if trained - self.members[idlest].worked < IDLE:
             raise PeerProblem(FULL, maximum=self._rules.maximum)
-        idlest.seen = NEVER
+        self.leave(idlest)
 
     def present(self, name: bytes, now: float) -> bool:
         """Whether a session was heard of lately enough."""
@@ -148,7 +151,7 @@ class Registry:
         self.strikes += 1
         member.strikes += 1
         if self.out(name):
-            member.seen = NEVER
+            self.leave(name)
         return member.strikes
 
     def out(self, name: bytes) -> bool:
@@ -171,11 +174,13 @@ class Registry:
 
     def forget(self, name: bytes) -> None:
         """Forget a session; it is unknown from now on."""
+        self._roll.strike_off(name)
         del self.members[name]
 
     def leave(self, name: bytes) -> None:
         """A session goes; it counts again when it is heard again."""
         self.members[name].seen = NEVER
+        self._roll.strike_off(name)
 
     def active(self, now: float) -> list[bytes]:
         """The sessions that were heard of lately enough."""
@@ -184,11 +189,79 @@ class Registry:
 
     def standing(self, now: float) -> tuple[int, int]:
         """How many are active, and how many it takes for each active one's k."""
-        since = now - self._rules.silence
-        wishes = [m.min_clients for m in self.members.values() if m.seen >= since]
-        return len(wishes), max(self._rules.minimum, *wishes, 0)
+        count, strictest = self._roll.call(now)
+        return count, max(self._rules.minimum, strictest)
 
     def enough(self, now: float) -> bool:
         """Whether work may be handed out and applied."""
         have, need = self.standing(now)
         return have >= need
+
+
+class _Roll:
+    """How many are active, and their strictest wish: kept as they come and go, so that asking,
+    which every message does several times, costs the same however many they are.
+
+    It says what going through all of them would say. That is what it does when a time is before
+    one that it was told earlier; a clock that only grows never makes it do so.
+
+    Args:
+        members: all sessions, the silent ones too.
+        silence: seconds.
+    """
+
+    __slots__ = ("_in_order", "_latest", "_members", "_seen", "_silence", "_strictest", "_wishes")
+
+    def __init__(self, members: dict[bytes, Member], silence: float) -> None:
+        self._members = members
+        self._silence = silence
+        self._seen: OrderedDict[bytes, float] = OrderedDict()  # of those who count, oldest first
+        self._wishes: Counter[int] = Counter()
+        self._strictest = 0
+        self._latest = NEVER
+        self._in_order = True
+
+    def enter(self, name: bytes, wish: int, now: float) -> None:
+        """This session, whose k that is, was heard now."""
+        if name not in self._seen:
+            self._wishes[wish] += 1
+            self._strictest = max(self._strictest, wish)
+        self._seen[name] = now
+        self._seen.move_to_end(name)
+        self._tell(now)
+
+    def strike_off(self, name: bytes) -> None:
+        """This session, which is a member still, counts no more."""
+        if self._seen.pop(name, None) is None:
+            return
+        wish = self._members[name].min_clients
+        self._wishes[wish] -= 1
+        if not self._wishes[wish]:
+            del self._wishes[wish]
+            if wish == self._strictest:
+                self._strictest = max(self._wishes, default=0)
+
+    def call(self, now: float) -> tuple[int, int]:
+        """How many there are now, and the strictest wish; 0 without any."""
+        self._tell(now)
+        if not self._in_order:
+            self._call_all()
+        since = now - self._silence
+        seen = self._seen
+        while seen and seen[oldest := next(iter(seen))] < since:
+            self.strike_off(oldest)
+        return len(seen), self._strictest
+
+    def _tell(self, now: float) -> None:
+        if now < self._latest:
+            self._in_order = False
+        else:
+            self._latest = now
+
+    def _call_all(self) -> None:
+        """Go through all of them."""
+        self._in_order = True
+        heard = [(m.seen, name) for name, m in self._members.items() if m.seen > NEVER]
+        self._seen = OrderedDict((name, seen) for seen, name in sorted(heard))
+        self._wishes = Counter(self._members[name].min_clients for name in self._seen)
+        self._strictest = max(self._wishes, default=0)

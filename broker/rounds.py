@@ -19,6 +19,10 @@ Why an answer that comes after its own round is not judged always: whenever a ro
 clients but one are at work on a ticket of it, so that would be near half of all answers, whatever
 the rate.
 
+The influence of an update is that of all of it, as it is applied, however many steps it is the sum
+of: to first order in its length that of m steps is the sum of the influences that they would have
+had one by one, so it reaches the threshold m times as soon.
+
 Where we follow section 5.5 and not the listing: the listing's inequality signs are the wrong way
 round; good influence cannot be saved up for later (a total is at most 0); a strike uses up the
 evidence it was given for.

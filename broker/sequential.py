@@ -29,6 +29,12 @@ a new name, neither after a strike nor just before it. And when the validation l
 was at its best, by more than chance, the model goes back to its best weights: some opponents cannot
 be told from honest clients with unusual data, so nobody is struck for it.
 
+An update of several steps is one score, on the mean of their gradients. Its noise is less, which
+shows in the client's stream. One of fewer steps than the client's largest, m of M, is noisier than
+the stream says by ``sqrt(M / m)``: its evidence weighs ``m / M``, which is just what the ratio of
+likelihoods then says, and teaches nothing of the noise. So the last update of a budget strikes
+nobody; and nobody washes itself clean of a long opposed update by a short honest one.
+
 Error rate: for a client whose scores are independent, normal, not noisier than that and on average
 on the honest side (labels: not below -0.2 of the expected effect; harm: not below 0), the chance of
 ever being struck in ``max_updates`` updates is at most ``false_alarm``, half of it for each
@@ -80,7 +86,7 @@ _WORSE: Final = 2.0
 _WORSE_LEAST: Final = 1e-3
 _REMEMBERED: Final = 10_000
 """What clients have given is remembered for models of so many numbers: 160 MB for 2,000 of them."""
-_RECORD: Final = struct.Struct("<ddddddq?")
+_RECORD: Final = struct.Struct("<ddddddqH?")
 _STATE: Final = struct.Struct("<qd")
 
 
@@ -91,7 +97,9 @@ class Noise:
     variance: float = 0.0
     last: float = math.nan
 
-    def add(self, score: float, guess: float, count: int, most: float) -> float:
+    def add(
+        self, score: float, guess: float, count: int, most: float, weight: float = 1.0
+    ) -> float:
         """Take one more score; the variance as estimated now.
 
         Args:
@@ -100,7 +108,10 @@ class Noise:
             count: scores before this one.
             most: a difference counts for no more variance than this: who swings to and fro on
                 purpose is not the noisier for it.
+            weight: below 1 for one that is noisier than others of this client, and teaches nothing.
         """
+        if weight < 1.0:
+            return self.variance
         if count == 0 or math.isnan(self.last):
             if count == 0:
                 self.variance = guess
@@ -116,16 +127,17 @@ class Suspect:
 
     Attributes:
         labels, harm: log-likelihood ratios; above the threshold is a strike.
+        most: steps of its update that had the most.
         out: struck, or come after somebody was, and not at the floor yet: nothing is applied.
         given: what of its updates is in the model, (d,); None: nothing, or it is not known.
     """
 
-    __slots__ = ("count", "given", "harm", "harm_noise", "labels", "labels_noise", "out")
+    __slots__ = ("count", "given", "harm", "harm_noise", "labels", "labels_noise", "most", "out")
 
     def __init__(self) -> None:
         self.labels = self.harm = 0.0
         self.labels_noise, self.harm_noise = Noise(), Noise()
-        self.count = 0
+        self.count = self.most = 0
         self.out = False
         self.given: np.ndarray | None = None
 
@@ -194,7 +206,7 @@ class Sequential:
         if suspect is None:
             suspect = self._suspects[update.name] = Suspect()
             suspect.out = self._alarmed()
-        struck = self._score(suspect, update.gradient)
+        struck = self._score(suspect, update.gradient, update.steps)
         if suspect.out and self._proven(suspect):
             suspect.out = False
         mend = None
@@ -221,23 +233,27 @@ class Sequential:
         against = self._gone + sum(max(0.0, s.labels, s.harm) for s in self._suspects.values())
         return self._strikes > 0 or against > self.threshold
 
-    def _score(self, suspect: Suspect, gradient: np.ndarray) -> bool:
+    def _score(self, suspect: Suspect, gradient: np.ndarray, steps: int) -> bool:
         """Add an update's evidence; whether it makes a strike."""
+        suspect.most = max(suspect.most, steps)
+        weight = steps / suspect.most
         guess = float(gradient @ gradient) / len(gradient)
         least = (_QUIET * self._clip) ** 2
         score = float(gradient @ self._contrast) - _EXPECTED * self._slope
         variance = max(least, suspect.labels_noise.add(
-            score, guess, suspect.count, self._noisiest))
+            score, guess, suspect.count, self._noisiest, weight))
         if self.effect > 0.0:
             apart = (_HONEST - _OPPOSED) * self.effect
             middle = 0.5 * (_HONEST + _OPPOSED) * self.effect
-            suspect.labels = self._add(suspect.labels, apart / variance * (middle - score))
+            suspect.labels = self._add(
+                suspect.labels, apart / variance * (middle - score), weight)
         score = float(gradient @ self._harm)
         variance = max(least, suspect.harm_noise.add(
-            score, guess, suspect.count, self._noisiest))
+            score, guess, suspect.count, self._noisiest, weight))
         if self._harm_effect > 0.0:
             effect = self._harm_effect
-            suspect.harm = self._add(suspect.harm, effect / variance * (-0.5 * effect - score))
+            suspect.harm = self._add(
+                suspect.harm, effect / variance * (-0.5 * effect - score), weight)
         suspect.count += 1
         struck = max(suspect.labels, suspect.harm) > self.threshold
         if struck:
@@ -252,8 +268,9 @@ class Sequential:
                 suspect.harm <= 0.0 or self._harm_effect == 0.0)
         return suspect.harm <= self.floor or self._harm_effect == 0.0
 
-    def _add(self, evidence: float, increment: float) -> float:
-        return max(self.floor, evidence + min(max(increment, -_INCREMENT), _INCREMENT))
+    def _add(self, evidence: float, increment: float, weight: float) -> float:
+        increment = min(max(increment, -_INCREMENT), _INCREMENT)
+        return max(self.floor, evidence + weight * increment)
 
     # -- what must outlive a crash (what each client has given does not: it stays in) -----------
 
@@ -263,7 +280,7 @@ class Sequential:
         if s is None:
             return b""
         return _RECORD.pack(s.labels, s.harm, s.labels_noise.variance, s.labels_noise.last,
-                            s.harm_noise.variance, s.harm_noise.last, s.count, s.out)
+                            s.harm_noise.variance, s.harm_noise.last, s.count, s.most, s.out)
 
     def restore(self, name: bytes, evidence: bytes) -> None:
         """Take a session's evidence back from what :meth:`evidence` gave."""
@@ -271,7 +288,8 @@ class Sequential:
             return
         s = self._suspects[name] = Suspect()
         (s.labels, s.harm, s.labels_noise.variance, s.labels_noise.last,
-         s.harm_noise.variance, s.harm_noise.last, s.count, s.out) = _RECORD.unpack(evidence)
+         s.harm_noise.variance, s.harm_noise.last, s.count, s.most,
+         s.out) = _RECORD.unpack(evidence)
 
     def forget(self, name: bytes) -> None:
         """Forget a session; what it gave stays in the model, and what was against it counts."""

@@ -133,8 +133,10 @@ class Store:
         with self._transaction():
             if changes.model is not None:
                 self._write_model(changes.model)
-            self._db.executemany(
-                "DELETE FROM session WHERE name = ?", [(n,) for n in changes.forgotten])
+            # Each statement lets the loop's thread in, and then has to wait for it.
+            if changes.forgotten:
+                self._db.executemany(
+                    "DELETE FROM session WHERE name = ?", [(n,) for n in changes.forgotten])
             self._db.executemany(
                 "INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [(s.name, s.min_clients, s.updates, s.strikes, s.worked, s.evidence, s.spent)

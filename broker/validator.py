@@ -109,12 +109,11 @@ class Validator:
         self._look_every = _LOOK_EVERY * max(1, -(-rows.size // _LOOK_CELLS))
         self._look_in = 0
 
-    def measure(self, weights: np.ndarray) -> tuple[float, float]:
-        """Error and mean loss of one model on the validation set, which there must be."""
-        models = weights[None, :]
+    def measure(self, models: np.ndarray) -> tuple[list[float], list[float]]:
+        """Errors and mean losses of models (m, d) on the validation set, which there must be."""
         error = self._objective.error(models, self._rows, self._labels)
         loss = self._objective.loss(models, self._rows, self._labels)
-        return float(error[0]), float(loss[0])
+        return error.tolist(), loss.tolist()
 
     # -- judging -------------------------------------------------------------------------------
 
@@ -151,7 +150,7 @@ class Validator:
         return live if self._rounds is None else self._rounds.snapshot
 
     def judge(
-        self, name: bytes, sent: np.ndarray, live: np.ndarray, delta: np.ndarray
+        self, name: bytes, sent: np.ndarray, live: np.ndarray, delta: np.ndarray, steps: int = 1
     ) -> Verdict:
         """Judge an accepted update; called once for each.
 
@@ -160,6 +159,7 @@ class Validator:
             sent: what its ticket held.
             live: the model now.
             delta: the update; of an allowed length, finite.
+            steps: how many it is the sum of, as its client says.
         """
         land = self._land
         if land is not None:
@@ -170,7 +170,7 @@ class Validator:
                     self._test.looked(land, live)
             self._look_in -= 1
         update = self._screen.look(
-            name, sent, delta, land.downhill if land is not None and self._strict else None)
+            name, sent, delta, land.downhill if land is not None and self._strict else None, steps)
         verdict = self._test.judge(update, live)
         for struck in verdict.struck:
             self._screen.struck(struck)

@@ -17,7 +17,8 @@ class Update:
         delta: the update as it came.
         step: what the screen lets through of it; None: nothing.
         gradient: which way, and how far, it says that the loss falls: the update over the length
-            of its step, no longer than the task's clip.
+            of its steps, no longer than the task's clip.
+        steps: how many it is the sum of; its gradient is the mean of as many.
     """
 
     name: bytes
@@ -25,6 +26,7 @@ class Update:
     delta: np.ndarray
     step: np.ndarray | None
     gradient: np.ndarray
+    steps: int = 1
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -17,7 +17,6 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any, Final, TypeVar
 
-import numpy as np
 from msgspec.structs import replace
 
 from accord import puzzle
@@ -52,6 +51,7 @@ from accord.problems import (
     PeerProblem,
     Problem,
 )
+from accord.solver import Solver
 from accord.task import task_id
 from client.accounting import epsilon_total
 from client.budget import Ledger
@@ -61,6 +61,7 @@ from client.events import (
     Following,
     Late,
     Reconnecting,
+    Searching,
     Silent,
     Solving,
     Spent,
@@ -82,12 +83,12 @@ from client.session import (
     Verdict,
     save_session,
 )
-from client.trainer import Trainer
+from client.trainer import Made, Trainer
 
-STRETCH: Final = 1 << 14
-"""Tries of a puzzle between two looks at whether to stop: some ten milliseconds."""
 DOORS: Final = 5
 """How many admission puzzles are solved before the broker is believed to want none."""
+_SLOW: Final = 3.0
+"""Seconds from which a puzzle is long enough for the person to care how it is solved."""
 _TELL: Final = 0.5
 _SECOND: Final = 1.0
 _SHARE: Final = 10  # at most one part in so many of the time goes into counting the privacy spent
@@ -133,19 +134,23 @@ class Agent:
         way: how the onion is reached.
         path: the session file, kept up to date.
         session: its content.
-        trainer: makes the steps.
+        trainer: makes the updates.
         ledger: what they are written into.
         can_pay: whether the budget allows one more.
         tell: called with each event, in the event loop.
         wait: when the budget is spent, wait for the model all the same.
         pace: how long things take.
+        solver: of the puzzles; whoever gives one closes it. None: one core's.
     """
 
     def __init__(
         self, way: Route, path: Path, session: Session, trainer: Trainer, ledger: Ledger,
         can_pay: Callable[[], bool], tell: Told, *, wait: bool = True, pace: Pace | None = None,
+        solver: Solver | None = None,
     ) -> None:
         self.session = session
+        self._solver = solver or Solver()
+        self._solver_told = False
         self._way = way
         self._path = path
         self._trainer = trainer
@@ -162,8 +167,8 @@ class Agent:
             pace, answer=pace.answer + held, silent=pace.silent + held)
         self._dimension = trainer.task.dimension
         self._task = task_id(session.task)
-        self._work: asyncio.Task[tuple[bytes, np.ndarray]] | None = None
-        self._step: asyncio.Task[np.ndarray] | None = None
+        self._work: asyncio.Task[tuple[bytes, Made]] | None = None
+        self._step: asyncio.Task[Made] | None = None
         self._news = asyncio.Event()
         self._counts: dict[Release, int] = {}
         self._updates = 0
@@ -359,7 +364,8 @@ class Agent:
         talk = Conversation(session.onion, session.token, self._dimension,
                             session.max_difficulty, self._can_pay,
                             dataclasses.replace(self._pace, answer=self._pace.answer + moving),
-                            self._trainer.task.clients.silence, session.wishes)
+                            self._trainer.task.clients.silence, session.wishes,
+                            self._trainer.task.training.precision)
         tries = 0
         while True:
             self._asking()
@@ -398,9 +404,9 @@ class Agent:
                 await asyncio.wait(what, timeout=min(talk.wake(_now()), _FOREVER),
                                    return_when=asyncio.FIRST_COMPLETED)
                 if self._work is not None and self._work.done():
-                    made, self._work = self._work, None
-                    solution, delta = made.result()
-                    talk.answer(solution, delta, _now())
+                    done, self._work = self._work, None
+                    solution, made = done.result()
+                    talk.answer(solution, made.delta, _now(), made.steps)
                 if not reading.done():
                     continue
                 raw, reading = reading.result(), asyncio.create_task(socket.receive(_FOREVER))
@@ -449,20 +455,20 @@ class Agent:
         if changes and (rises or self.session.wishes.reason(verdict) is not None):
             await self._keep()
 
-    async def _compute(self, step: Step) -> tuple[bytes, np.ndarray]:
-        """A ticket's puzzle and its step, at the same time.
+    async def _compute(self, step: Step) -> tuple[bytes, Made]:
+        """A ticket's puzzle and its update, at the same time.
 
-        A delay that the person wishes comes before the step, which is what is paid for: whoever
+        A delay that the person wishes comes before the update, which is what is paid for: whoever
         is stopped while it waits, or told meanwhile that it is over, has lost nothing.
         """
         solving = asyncio.create_task(self._search(step.lock, step.difficulty, door=False))
         try:
             await asyncio.sleep(self.session.delay * _random())
             self._step = asyncio.create_task(
-                asyncio.to_thread(self._trainer.step, step.weights, generator()))
+                asyncio.to_thread(self._trainer.update, step.weights, generator()))
             # A thread cannot be stopped: whoever stops us waits for it in _put_down.
-            delta = await asyncio.shield(self._step)
-            return await solving, delta
+            made = await asyncio.shield(self._step)
+            return await solving, made
         finally:
             solving.cancel()
 
@@ -476,18 +482,28 @@ class Agent:
             await asyncio.gather(self._step, return_exceptions=True)
 
     async def _search(self, lock: bytes, difficulty: int, *, door: bool) -> bytes:
+        """Solve a puzzle in stretches; whoever stops us stops it at the end of one."""
         began = said = _now()
         expected = puzzle.expected_hashes(difficulty)
-        tried = 0
+        solver = self._solver
+        tried, name, count, seconds = 0, "", 0, 0.0
         while True:
-            found = await asyncio.to_thread(puzzle.search, lock, difficulty, tried, STRETCH)
-            if found is not None:
-                return found
-            tried += STRETCH
+            part = await asyncio.to_thread(solver.stretch, lock, difficulty, tried)
+            if part.solution is not None:
+                return part.solution
+            tried += part.count
+            if part.name != name:
+                name, count, seconds = part.name, 0, 0.0
+            count, seconds = count + part.count, seconds + part.seconds
             now = _now()
             if now - said >= _TELL:
                 said = now
-                self._tell(Solving(door, tried, expected, tried / (now - began)))
+                rate = count / seconds
+                if now - began >= _SLOW and not self._solver_told:
+                    self._solver_told = True
+                    why_not = "" if part.name == "compiled" else solver.why_not
+                    self._tell(Searching(part.name, rate, solver.cores, why_not))
+                self._tell(Solving(door, tried, expected, rate, part.name, solver.cores))
 
     async def _meter(self) -> None:
         """Tell what the updates have cost: not each, as the arithmetic takes its time."""
@@ -501,7 +517,7 @@ class Agent:
     async def _reckon(self) -> None:
         updates = self._updates
         total = await asyncio.to_thread(epsilon_total, self._counts, self.session.delta)
-        self._tell(Update(updates, total))
+        self._tell(Update(updates, total, self.session.local_steps))
 
 
 async def _say_goodbye(socket: WebSocket) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from msgspec import Struct
@@ -28,10 +29,11 @@ class Price(Struct, frozen=True):
     """What taking part costs.
 
     Attributes:
-        per_update: epsilon of one update for the data set, after sampling; None where there is
-            none without a delta.
+        per_update: epsilon of one update for the data set, after sampling, those of its steps just
+            added up; None where there is none without a delta.
         already: epsilon that this data has spent before, in all tasks.
-        updates: how many updates the budget buys.
+        updates: how many updates the budget buys; the last one may have fewer steps.
+        steps: how many private steps, which are releases, those are.
         total: epsilon of all that together, at delta.
         expected: how many updates are ours until training ends, if it goes as planned.
         projected: epsilon in all after those, or after all that the budget buys, if fewer.
@@ -42,6 +44,7 @@ class Price(Struct, frozen=True):
     per_update: float | None
     already: float
     updates: int
+    steps: int
     total: float
     expected: int
     projected: float
@@ -50,28 +53,31 @@ class Price(Struct, frozen=True):
 
 
 def price(
-    release: Release, budget: float, delta: float, already: dict[Release, int], expected: int
+    release: Release, budget: float, delta: float, already: dict[Release, int], expected: int,
+    local_steps: int = 1,
 ) -> Price:
     """Reckon it; takes up to some seconds.
 
     Args:
-        release: one update.
+        release: one private step.
         budget: what may be spent in all, at ``delta``.
         delta: as for :func:`client.accounting.epsilon_total`.
         already: what this data has released before.
         expected: how many updates the training is likely to take of ours.
+        local_steps: steps of an update.
 
     Raises:
         Problem: ``BUDGET_SMALL``.
     """
-    updates = affordable(release, budget, delta, already)
+    steps = affordable(release, budget, delta, already)
 
     def after(more: int) -> dict[Release, int]:
         return {**already, release: already.get(release, 0) + more}
 
-    likely = after(min(expected, updates))
-    return Price(release.amplified if release.mechanism == "laplace" else None,
-                 epsilon_total(already, delta), updates, epsilon_total(after(updates), delta),
+    likely = after(min(expected * local_steps, steps))
+    each = release.amplified * local_steps if release.mechanism == "laplace" else None
+    return Price(each, epsilon_total(already, delta), -(-steps // local_steps), steps,
+                 epsilon_total(after(steps), delta),
                  expected, epsilon_total(likely, delta), best_guess(likely, delta),
                  certainty(likely, delta))
 
@@ -89,11 +95,14 @@ def about_task(task: Task, signed: SignedTask) -> str:
     about = [wrapped(task.title), ""]
     if task.description:
         about += [wrapped(task.description), ""]
+    steps = ("" if training.local_steps == 1 else
+             f", in updates of up to {training.local_steps:,} private steps")
     facts = [
         f"Curator     {signed.curator.hex()}",
         f"Trains      {OBJECTIVES[task.objective].words}",
         f"Clients     {task.clients.minimum:,} to {task.clients.maximum:,}, "
-        + (f"in rounds (their {training.aggregate})" if _rounds(task) else "each at its own pace"),
+        + (f"in rounds (their {training.aggregate})" if _rounds(task) else "each at its own pace")
+        + steps,
         f"Ends after  {', or '.join(ends)}",
         f"Validation  {_validation_set(task)}",
     ]
@@ -110,7 +119,7 @@ def about_task(task: Task, signed: SignedTask) -> str:
 
 def about_price(
     price: Price, release: Release, budget: float, delta: float, task: Task,
-    door: AdmissionPuzzle, delay: float = 0.0,
+    door: AdmissionPuzzle, delay: float = 0.0, local_steps: int = 1,
 ) -> str:
     """What it costs, what leaves this machine, and what never does."""
     rounds = _kind(task)
@@ -121,13 +130,20 @@ def about_price(
     else:
         whole += (f"which cost {bound(price.projected)} together. (Costs do not add up: many "
                   "noises hide each other.)")
+    drawn = "update" if local_steps == 1 else "step"
     lines = [
-        f"Your data   {release.rows:,} rows, {release.batch:,} drawn for each update",
+        f"Your data   {release.rows:,} rows, {release.batch:,} drawn for each {drawn}",
         f"Noise       {release.mechanism.capitalize()}, of epsilon {number(release.epsilon)} for "
         f"the rows drawn: about {number(release.noise_ratio)} times as long as the most that they "
-        "can say",
+        "can say" + ("" if local_steps == 1 else
+                     f", and {number(release.noise_ratio / math.sqrt(local_steps))} times in the "
+                     "mean of an update"),
         f"Price       {whole}",
     ]
+    if local_steps > 1:
+        lines.insert(1, f"Steps       each update is {local_steps:,} private steps; each of them "
+                        "is drawn, noised and paid for by itself. With fewer (--local-steps) "
+                        "each has less noise, and an update says less")
     lines += [f"{'Meaning' if not i else '':<12}{text}" for i, text in enumerate(
         in_words(price.projected, delta, price.guess, price.sure))]
     if delay:
@@ -139,8 +155,8 @@ def about_price(
     lines += [
         f"The door    a puzzle of difficulty {door.difficulty}, "
         f"{duration(max(1.0, expected_hashes(door.difficulty) / _HASHES))} of work",
-        f"Sent        noised updates of {task.dimension:,} numbers, solved puzzles, and how many "
-        "clients you ask for",
+        f"Sent        noised updates of {task.dimension:,} numbers, how many steps each is, solved "
+        "puzzles, and how many clients you ask for",
         "Never sent  your rows, how many there are, your epsilon, batch and budget. But the size "
         "of the noise shows: who knows your budget can tell from it about how many rows you have",
     ]
@@ -212,9 +228,10 @@ def _validation_set(task: Task) -> str:
             "of harmful clients, where the others' rows are alike")
 
 
-def about_noise(release: Release) -> str | None:
-    """A warning where the noise of one update drowns what it says; None where it does not."""
-    ratio = release.noise_ratio
+def about_noise(release: Release, local_steps: int = 1) -> str | None:
+    """A warning where the noise of one update, of so many steps, drowns what it says; None where
+    it does not."""
+    ratio = release.noise_ratio / math.sqrt(local_steps)
     if ratio < _LOUD:
         return None
     more = ("More rows, fewer --updates or a larger --budget make it shorter."

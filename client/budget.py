@@ -17,7 +17,8 @@ against accidents: whoever may write the file can forge it, but is the one whom 
 **Why a torn tail may be cut off.** A spend is on disk before :meth:`Ledger.spend` returns, and
 the update is sent after that. So a last line without its line feed belongs to a call that never
 returned (the power went, the process was killed): nothing was sent, nothing is owed. If that line
-is whole but for the line feed it counts all the same. A line that does end and does not fit its
+is whole but for the line feed it counts all the same, and so do the lines of the same call that
+come before it. A line that does end and does not fit its
 checksum is damage: then nobody knows what was spent, and the ledger refuses to open. What it
 cannot see is a file put back as it was earlier, or cut short exactly between two lines.
 """
@@ -106,29 +107,37 @@ class Ledger:
                 raise self._disk(error) from error
             raise
 
-    def spend(self, task_id: str, release: Release) -> int:
-        """Write one release down; when this returns it is on disk, and the update may be sent.
+    def spend(self, task_id: str, release: Release, count: int = 1) -> int:
+        """Write releases down, in one go; when this returns they are on disk, and the update that
+        holds them may be sent.
+
+        Args:
+            task_id: the task that they are for.
+            release: their kind.
+            count: how many, at least 1.
 
         Returns:
-            The number of this release among those of the task, from 1.
+            The number of the first of them among those of the task, from 1.
 
         Raises:
-            Problem: ``DISK``, it could not be written; nothing was counted, do not send.
-            ValueError: the ledger is closed.
+            Problem: ``DISK``, they could not be written; nothing was counted, do not send.
+            ValueError: the ledger is closed, or there is nothing to write.
         """
         if self._fd < 0:
             raise ValueError("the ledger is closed")
+        if count < 1:
+            raise ValueError(f"{count} releases")
         kind = _Kind(task_id, release)
-        index = self._tasks[task_id] + 1
+        first = self._tasks[task_id] + 1
         number = self._kinds.get(kind, len(self._kinds) + 1)
-        payloads = [b"spend %d %d" % (number, index)]
+        payloads = [b"spend %d %d" % (number, index) for index in range(first, first + count)]
         if kind not in self._kinds:
             payloads.insert(0, b"kind %d %s" % (number, msgspec.json.encode(kind)))
         with self._all_or_nothing():
             self._append(payloads)
             self._kinds[kind] = number
-            self._count(kind)
-        return index
+            self._count(kind, count)
+        return first
 
     def count(self, task_id: str) -> int:
         """How many releases there were for a task."""
@@ -247,17 +256,17 @@ class Ledger:
         self._size += len(line) + 1
         return True
 
-    def _count(self, kind: _Kind) -> None:
-        self._spent[kind] += 1
-        self._tasks[kind.task] += 1
+    def _count(self, kind: _Kind, count: int = 1) -> None:
+        self._spent[kind] += count
+        self._tasks[kind.task] += count
 
     def _append(self, payloads: list[bytes]) -> None:
         """Write lines in one go, have them on disk, and only then remember that they are there."""
-        checksum, record = self._checksum, b""
+        checksum, lines = self._checksum, []
         for payload in payloads:
             checksum = zlib.crc32(payload, checksum)
-            record += b"%08x %s\n" % (checksum, payload)
-        rest = record
+            lines.append(b"%08x %s\n" % (checksum, payload))
+        record = rest = b"".join(lines)
         while rest:
             rest = rest[os.write(self._fd, rest) :]
         os.fdatasync(self._fd)
@@ -324,23 +333,28 @@ class Budget:
             self._plan(first=False)
         return self._remaining
 
-    def spend(self) -> int:
-        """Pay for one release; when this returns it is on disk, and the update may be sent.
+    def spend(self, count: int) -> range:
+        """Pay for releases, or for so many fewer as the budget still allows; when this returns they
+        are on disk, and the update that holds them may be sent.
+
+        Args:
+            count: how many at most, at least 1.
 
         Returns:
-            The number of this release among those of the task, from 1.
+            The numbers of these releases among those of the task, from 1; at least one.
 
         Raises:
-            Problem: ``BUDGET_SPENT``, one more would exceed the budget; ``DISK``, it could not be
+            Problem: ``BUDGET_SPENT``, one more would exceed the budget; ``DISK``, they could not be
                 written. In both cases nothing was counted: do not send.
         """
         remaining = self.remaining
         if remaining < 1:
             raise Problem(BUDGET_SPENT, spent=number(self.spent()), budget=number(self.epsilon),
                           delta=self.delta)
-        index = self._ledger.spend(self._task, self._release)
-        self._seen, self._remaining = self._ledger.counts(), remaining - 1
-        return index
+        count = min(count, remaining)
+        first = self._ledger.spend(self._task, self._release, count)
+        self._seen, self._remaining = self._ledger.counts(), remaining - count
+        return range(first, first + count)
 
     def spent(self) -> float:
         """The data set's total so far, as epsilon at :attr:`delta`.

@@ -36,7 +36,8 @@ noise_option = click.option(
 @click.option("--budget", "limit", type=float, metavar="B",
               help="Epsilon in all: without --epsilon, how little noise it buys; with it, how "
               "many updates.")
-@click.option("--updates", type=int, metavar="T", help="How many updates are sent.")
+@click.option("--updates", type=int, metavar="T", help="How many updates are sent; where one "
+              "is several private steps (join --local-steps), each step counts.")
 @click.option("--batch", type=int, help="Rows drawn per update.  [all]")
 @click.option("--rows", type=int, metavar="N", help="Rows in the file.")
 @click.option("--features", type=int, metavar="D",

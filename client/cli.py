@@ -44,6 +44,7 @@ from accord.problems import (
     PeerProblem,
     Problem,
 )
+from accord.solver import MAX_CORES, Solver
 from accord.task import Task, open_task, task_id
 from accord.words import bound, number, wrapped
 from client.accounting import best_guess, certainty
@@ -78,6 +79,9 @@ from client.wishes import (
 _patience_option = click.option(
     "--patience", type=float, default=900.0, show_default=True, metavar="SECONDS",
     help="Give up when nobody has answered for so long.")
+_cores_option = click.option(
+    "--cores", type=click.IntRange(1, MAX_CORES), default=1, show_default=True, metavar="N",
+    help="Solve puzzles on so many of this machine's cores.")
 _wait_option = click.option(
     "--no-wait", is_flag=True, help="When the budget is spent, do not wait for the model.")
 
@@ -119,10 +123,14 @@ _wait_option = click.option(
 @click.option("--delay", type=float, default=0.0, show_default=True, metavar="SECONDS",
               help="Wait a random time of up to so long before each update, so that its moment "
               "tells less.")
+@click.option("--local-steps", type=int, metavar="N",
+              help="Private steps that make an update, each paid for: more of them for each way "
+              "through Tor.  [as many as the task allows]")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="MODEL",
               help="Where the model goes.  [./model-ONION.safetensors]")
 @click.option("--again", is_flag=True, help="Replace an unfinished session, or a model's file.")
 @click.option("--solve", "go_on", is_flag=True, help="Go on with 'tormentor solve' at once.")
+@_cores_option
 @_wait_option
 @_patience_option
 @tor_options
@@ -134,8 +142,8 @@ async def join(
     epsilon: float | None, batch: int | None, noise: Mechanism, curator: str | None,
     session_path: Path | None, ledger: Path | None, max_difficulty: int,
     leave_if_struck: bool, leave_if_share: float | None, ignore_columns: bool, delay: float,
-    output: Path | None, again: bool, go_on: bool, no_wait: bool, patience: float, tor: TorOptions,
-    state: Path, as_json: bool,
+    local_steps: int | None, output: Path | None, again: bool, go_on: bool, cores: int,
+    no_wait: bool, patience: float, tor: TorOptions, state: Path, as_json: bool,
 ) -> None:
     """Join the training at ONION with your own data: see the task, and what it costs.
 
@@ -147,7 +155,7 @@ async def join(
       tormentor join abc...xyz.onion --data mine.csv --budget 2 --min-clients 5
     """
     check_typed(epsilon, batch, min_clients, budget, delta, noise, updates, curator,
-                max_difficulty, leave_if_share, patience, delay)
+                max_difficulty, leave_if_share, patience, delay, local_steps)
     onion = check_onion(onion)
     here = Path.cwd()
     output = here / (output or f"model-{onion[:16]}.safetensors")
@@ -160,7 +168,8 @@ async def join(
     wishes: dict[str, Any] = {
         "fingerprint": await asyncio.to_thread(fingerprint, data),
         # What was not typed is chosen when the task is known.
-        **{name: value for name, value in (("epsilon", epsilon), ("batch", batch))
+        **{name: value for name, value in (("epsilon", epsilon), ("batch", batch),
+                                           ("local_steps", local_steps))
            if value is not None},
         "min_clients": min_clients, "budget": budget, "delta": delta, "noise": noise,
         "max_difficulty": max_difficulty, "leave_if_struck": leave_if_struck,
@@ -174,7 +183,7 @@ async def join(
             signed = await unless_away(
                 lambda: fetch_task(line), min(patience, 60.0),
                 lambda why: say(f"Not there yet ({why}); trying again."))
-            task = _check_task(signed, onion, curator, min_clients, delay)
+            task = _check_task(signed, onion, curator, min_clients, delay, local_steps)
             # All that is asked is asked before the rows are looked at: whether, and how soon, the
             # second question comes would tell whether all of them are as the task says.
             door = await fetch_puzzle(line, max_difficulty)
@@ -184,26 +193,27 @@ async def join(
         if old is not None and updates is None:
             # What was chosen then is chosen still, whatever has been spent since.
             epsilon, batch = old.epsilon, old.batch
+        each = local_steps or (old.local_steps if old is not None else task.training.local_steps)
         if not as_json:
             say("Reckoning what it will cost in privacy; this takes some seconds ...\n")
         with Ledger(ledgers, ledger_name(ledgers, mine.identity, mine.fingerprint)) as book:
             release = await asyncio.to_thread(
                 plan, task, len(mine.labels), min_clients, budget, delta, noise, epsilon, batch,
-                updates, book.counts())
+                updates, book.counts(), each)
             cost = await asyncio.to_thread(price, release, budget, delta, book.counts(),
-                                           expected_updates(task, min_clients))
+                                           expected_updates(task, min_clients), each)
         if not as_json:
             say(about_task(task, signed) + "\n")
-        if drowned := about_noise(release):
+        if drowned := about_noise(release, each):
             warn(drowned + "\n")
         if not as_json:
-            say(about_price(cost, release, budget, delta, task, door, delay) + "\n")
+            say(about_price(cost, release, budget, delta, task, door, delay, each) + "\n")
             say(about_judging(task, max_difficulty) + "\n")
         if session_path is None:
             private_directory(private_directory(state) / "sessions")
         with hold_session(path):
             wishes |= {"fingerprint": mine.fingerprint, "task": signed,
-                       "epsilon": release.epsilon, "batch": release.batch}
+                       "epsilon": release.epsilon, "batch": release.batch, "local_steps": each}
             old = check_replaceable(path, session_path is not None, wishes, again, next_command)
             # Whoever joins once more in the same way keeps the place at the broker.
             if old is None or (old.solution is None and old.token is None):
@@ -223,12 +233,12 @@ async def join(
                 "validation": task.validation.digest or None,
                 "most_strikes": most_strikes(task, max_difficulty),
                 "leave_if_struck": leave_if_struck, "leave_if_share": leave_if_share,
-                "delay": delay,
+                "delay": delay, "local_steps": each, "steps": cost.steps,
             }
             result(told, as_json, wrapped(f"Joined. The session is {path}.") + (
                 "" if go_on else f"\nNext, type:\n{next_command}"))
             if go_on:
-                await _train(way, path, not no_wait, patience, as_json, next_command,
+                await _train(way, path, not no_wait, patience, cores, as_json, next_command,
                              _fetch_command(onion, output, state, tor))
 
 
@@ -262,7 +272,8 @@ def _command(words: list[str], state: Path, tor: TorOptions) -> str:
 
 
 def _check_task(
-    signed: SignedTask, onion: str, curator: str | None, min_clients: int, delay: float
+    signed: SignedTask, onion: str, curator: str | None, min_clients: int, delay: float,
+    local_steps: int | None,
 ) -> Task:
     """Read what came as the task, and refuse it where it is not what was asked for."""
     task = open_task(signed, onion)
@@ -273,6 +284,9 @@ def _check_task(
         raise option_problem(
             "--min-clients",
             f"is {min_clients} and the task admits {task.clients.maximum} at most")
+    if local_steps is not None and local_steps > task.training.local_steps:
+        raise option_problem("--local-steps", f"is {local_steps:,} and the task allows "
+                             f"{task.training.local_steps:,} at most")
     if task.training.mode == "synchronous" and delay > task.training.round_seconds / 2:
         # Its updates would come when their rounds are closed, and be paid for all the same.
         raise option_problem(
@@ -285,14 +299,15 @@ def _check_task(
 @click.argument("onion", required=False)
 @click.option("--session", "session_path", type=click.Path(dir_okay=False, path_type=Path),
               metavar="FILE", help="The session to go on with.")
+@_cores_option
 @_wait_option
 @_patience_option
 @tor_options
 @state_option
 @json_option
 @command
-async def solve(onion: str | None, session_path: Path | None, no_wait: bool, patience: float,
-                tor: TorOptions, state: Path, as_json: bool) -> None:
+async def solve(onion: str | None, session_path: Path | None, cores: int, no_wait: bool,
+                patience: float, tor: TorOptions, state: Path, as_json: bool) -> None:
     """Solve the puzzle at the door, train until the model is published, and save it.
 
     It may be stopped at any time, however rudely; the same command goes on where it was. With
@@ -327,7 +342,7 @@ async def solve(onion: str | None, session_path: Path | None, no_wait: bool, pat
                 f"delta {session.delta:g}, at least {session.min_clients:,} clients."))
         async with route(tor, state, quiet=as_json) as way:
             again = _solve_command(session.onion, session_path, state, tor)
-            await _train(way, path, not no_wait, patience, as_json, again, fetch)
+            await _train(way, path, not no_wait, patience, cores, as_json, again, fetch)
 
 
 def _check_data(session: Session) -> None:
@@ -335,8 +350,8 @@ def _check_data(session: Session) -> None:
         raise Problem(DATA_CHANGED, path=session.data)
 
 
-async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: bool,
-                 again: str, fetch: str) -> None:
+async def _train(way: Route, path: Path, wait: bool, patience: float, cores: int,
+                 as_json: bool, again: str, fetch: str) -> None:
     """Go on with a session that this process holds.
 
     Args:
@@ -344,6 +359,7 @@ async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: b
         path: of the session.
         wait: for the model, when the budget is spent.
         patience: seconds without any answer before giving up.
+        cores: to solve puzzles on.
         as_json: tell it to a machine.
         again: the command that does so once more.
         fetch: the command that gets the model without taking part.
@@ -362,11 +378,13 @@ async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: b
     with Ledger(ledgers, ledger_name(ledgers, data.identity, data.fingerprint)) as book:
         budget = await asyncio.to_thread(
             Budget, book, name, release, session.budget, session.delta)
-        trainer = Trainer(task, data, release, budget.spend)
-        with shown(as_json, session.budget) as tell:
+        # A session file that was changed by hand must not get us struck.
+        each = min(session.local_steps, task.training.local_steps)
+        trainer = Trainer(task, data, release, budget.spend, local_steps=each)
+        with shown(as_json, session.budget) as tell, Solver(cores) as solver:
             agent = Agent(
                 way, path, session, trainer, book, lambda: budget.remaining > 0, tell,
-                wait=wait, pace=Pace(patience=patience))
+                wait=wait, pace=Pace(patience=patience), solver=solver)
             outcome = await agent.run()
         spent, updates = await asyncio.to_thread(budget.spent), book.count(name)
         guess = await asyncio.to_thread(best_guess, book.counts(), session.delta)
@@ -376,11 +394,12 @@ async def _train(way: Route, path: Path, wait: bool, patience: float, as_json: b
         "event": "end", "outcome": outcome, "updates": updates, "epsilon_total": spent,
         "guess": guess, "sure": sure, "noise": session.noise, "delta": session.delta,
         "epsilon": session.epsilon, "batch": session.batch, "rows": release.rows,
-        "min_clients": session.min_clients,
+        "min_clients": session.min_clients, "local_steps": session.local_steps,
         "model": session.output if saved else None, "seconds": time.monotonic() - began,
         **_verdict(session),
     }
-    words = f"We paid for {updates:,} update{'' if updates == 1 else 's'} in this training. " \
+    what = "update" if session.local_steps == 1 else "private step"
+    words = f"We paid for {updates:,} {what}{'' if updates == 1 else 's'} in this training. " \
             f"This data has cost epsilon {bound(spent)} of {number(session.budget)} in all, at " \
             f"delta {session.delta:g}.\n" + "\n".join(
                 in_words(spent, session.delta, guess, sure))

@@ -12,12 +12,25 @@ class Event(Struct, frozen=True, tag_field="event", tag=str.lower):
 
 
 class Solving(Event, frozen=True):
-    """Tried so many of about ``expected`` at ``rate`` a second. ``door``: to be admitted."""
+    """Tried so many of about ``expected`` at ``rate`` a second. ``door``: to be admitted;
+    ``solver``: a name of :mod:`accord.solver`."""
 
     door: bool
     tried: int
     expected: float
     rate: float
+    solver: str
+    cores: int
+
+
+class Searching(Event, frozen=True, tag="solver"):
+    """How puzzles are solved, where that takes long: a name of :mod:`accord.solver`, hashes a
+    second on so many cores, and why not by the compiled one (empty when it is that)."""
+
+    name: str
+    rate: float
+    cores: int
+    why_not: str
 
 
 class Admitted(Event, frozen=True):
@@ -33,10 +46,12 @@ class Waiting(Event, frozen=True):
 
 
 class Update(Event, frozen=True):
-    """So many updates were paid for, which comes to this epsilon in all."""
+    """So many private steps were paid for, which comes to this epsilon in all; ``local_steps`` of
+    them make an update."""
 
     updates: int
     epsilon: float
+    local_steps: int = 1
 
 
 class Struck(Event, frozen=True):

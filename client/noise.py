@@ -266,7 +266,7 @@ def draw(kind: Release, clip: float, rng: np.random.Generator) -> Floats:
     Args:
         kind: of the release.
         clip: C, the bound on the norm of each row's gradient.
-        rng: a generator that is used for this release only.
+        rng: a generator that is used for the releases of one update only.
 
     Raises:
         ValueError: as :func:`isotropic_laplace` and :func:`gaussian`.
@@ -297,7 +297,7 @@ def release(
         gradients: shape (b, d), one row per example of the batch.
         clip: C, the bound on the norm of each row.
         kind: what the ledger was told of this release.
-        rng: a generator that is used for this release only.
+        rng: a generator that is used for the releases of one update only.
 
     Returns:
         Shape (d,), in the gradients' own unit.

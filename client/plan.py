@@ -1,4 +1,4 @@
-"""From what a person wishes to what is released: batch, epsilon, and for how many updates. Pure.
+"""From what a person wishes to what is released: batch, epsilon, and for how many steps. Pure.
 
 Whoever names a total (``--budget``) and nothing else gets the least noise that it buys. At an equal
 total the batch hardly changes the noise of a mean while each update's epsilon is small, as the
@@ -7,6 +7,9 @@ epsilon small batches are noisier, and in any case they leave to chance which ro
 rows are in each batch: ``tormentor experiment utility`` measures that nothing else is better by
 more than can be told. Whoever names the epsilon of an update pays for larger batches with a larger
 total, and gets a small one.
+
+Where several private steps make an update, each of them is a release: at an equal total each has
+more noise, which their sum hides again.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ def expected_updates(task: Task, min_clients: int) -> int:
 def plan(
     task: Task, rows: int, min_clients: int, budget: float, delta: float, noise: Mechanism,
     epsilon: float | None = None, batch: int | None = None, updates: int | None = None,
-    already: Mapping[Release, int] | None = None,
+    already: Mapping[Release, int] | None = None, local_steps: int = 1,
 ) -> Release:
     """The kind of release that a person's wishes come to.
 
@@ -65,6 +68,7 @@ def plan(
         epsilon, batch, updates: where the person named them. Without an epsilon it is the largest
             at which so many updates, or those that are expected, stay within the budget.
         already: what was released of these rows before.
+        local_steps: private steps, each a release, that make an update.
 
     Raises:
         Problem: ``BUDGET_SMALL``.
@@ -74,6 +78,6 @@ def plan(
     if epsilon is None:
         updates = expected_updates(task, min_clients) if updates is None else updates
         epsilon = affordable_epsilon(
-            budget, delta, updates, batch, rows, task.dimension, noise, already)
+            budget, delta, updates * local_steps, batch, rows, task.dimension, noise, already)
     return Release(epsilon, batch, rows, task.dimension, noise,
                    delta if noise == "gaussian" else 0.0)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from accord.console import say
 from accord.problems import KINDS, ROUND_OPEN, TOO_FEW_CLIENTS, PeerProblem
+from accord.solver import MISSING
 from accord.words import bound, duration, number
 from client.events import (
     Admitted,
@@ -22,6 +23,7 @@ from client.events import (
     Following,
     Late,
     Reconnecting,
+    Searching,
     Silent,
     Solving,
     Spent,
@@ -34,7 +36,7 @@ from client.events import (
 EVERY: Final = 10.0
 """Seconds between plain lines that say the same kind of thing."""
 JSON_EVERY: Final = 0.25
-_LASTING: Final = (Admitted, Spent, Struck, Late)
+_LASTING: Final = (Admitted, Searching, Spent, Struck, Late)
 """What nobody may overlook: it is told however much else is, and stays on a terminal."""
 
 _NEED_NOT: Final = ("You need not wait: Ctrl-C is safe, nothing more is spent, and the same "
@@ -88,10 +90,12 @@ class _Lines:
 def words(event: Event, budget: float) -> str:
     """An event in words."""
     match event:
+        case Searching():
+            return _searching(event)
         case Solving(door=door, tried=tried, expected=expected, rate=rate):
             what = "the admission puzzle" if door else "an update's puzzle"
-            return (f"Solving {what}: {tried:,} tries at {rate:,.0f} a second; it takes "
-                    f"{duration(max(1.0, expected / rate))} on average.")
+            return (f"Solving {what}: {tried:,} tries at {rate:,.0f} a second "
+                    f"({event.solver}); it takes {duration(max(1.0, expected / rate))} on average.")
         case Admitted():
             return "Admitted. Training begins as soon as enough clients are here."
         case Waiting(why=why, have=have, need=need):
@@ -100,9 +104,10 @@ def words(event: Event, budget: float) -> str:
             return "The broker asks us to wait."
         case Following():
             return _following(event)
-        case Update(updates=updates, epsilon=epsilon):
+        case Update(updates=updates, epsilon=epsilon, local_steps=each):
             many = "" if updates == 1 else "s"
-            return (f"Training: {updates:,} update{many}, epsilon {bound(epsilon)} of "
+            what = "update" if each == 1 else "private step"
+            return (f"Training: {updates:,} {what}{many}, epsilon {bound(epsilon)} of "
                     f"{number(budget)} spent.")
         case Struck(strikes=strikes, struck=struck, judged=judged):
             return (f"The broker has given us {strikes:,} strike{'' if strikes == 1 else 's'}: our "
@@ -118,6 +123,16 @@ def words(event: Event, budget: float) -> str:
             return ("Training had ended before we were admitted: your data were not used. "
                     "Fetching the model all the same.")
     return ""
+
+
+def _searching(event: Searching) -> str:
+    """Which solver it is, at what rate, and what would make it faster."""
+    many = "" if event.cores == 1 else "s"
+    told = (f"Solver: {event.name}, {event.rate / 1e6:,.1f} million hashes a second on "
+            f"{event.cores} core{many}")
+    if event.why_not == MISSING:
+        return f"{told}; pip install 'tormentor[fast]' makes it tens of times faster."
+    return f"{told}; not the compiled one, as {event.why_not}." if event.why_not else f"{told}."
 
 
 def _following(event: Following) -> str:

@@ -33,11 +33,13 @@ from accord.messages import (
     AdmissionPuzzle,
     End,
     Hello,
+    Precision,
     Pull,
     Push,
     Refused,
     SignedTask,
     Solution,
+    Steps,
     Token,
     Turn,
     Wait,
@@ -146,6 +148,7 @@ class Session(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         leave_if_struck, leave_if_share: see :class:`Wishes`.
         ignore_columns: columns that the task does not know are left out.
         delay: before each update, a random time of up to so many seconds is waited.
+        local_steps: private steps, each a release, that make an update.
         verdict: what the broker said last of strikes.
         outcome: "budget-spent" when no more updates may be sent, "published" when the model is
             saved, "left" when the person's wish to leave was fulfilled, None before.
@@ -172,6 +175,7 @@ class Session(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     delay: Annotated[float, Meta(ge=0.0, le=MOST_DELAY)] = 0.0
     noise: Mechanism = "laplace"
     ignore_columns: bool = False
+    local_steps: Steps = 1
     verdict: Verdict = Verdict()
     outcome: Outcome | None = None
 
@@ -301,7 +305,7 @@ class BackOff:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Step:
-    """A ticket that was found good: make a step from these weights, solve this puzzle."""
+    """A ticket that was found good: make an update of these weights, solve this puzzle."""
 
     weights: np.ndarray
     lock: bytes
@@ -329,6 +333,7 @@ class Conversation:
         silence: seconds after which the broker counts a silent client as absent, and replaces a
             ticket by another when it is asked for work.
         wishes: when the person wishes to leave.
+        precision: how weights and updates travel, by the task.
 
     Attributes:
         updates: how many were acknowledged.
@@ -338,10 +343,12 @@ class Conversation:
     def __init__(
         self, onion: str, token: bytes, dimension: int, max_difficulty: int,
         can_pay: Callable[[], bool], pace: Pace, silence: float, wishes: Wishes = _STAYS,
+        precision: Precision = "float32",
     ) -> None:
         self.updates = 0
         self.verdict = Verdict()
         self._wishes = wishes
+        self._precision: Precision = precision
         self._onion = onion
         self._token = token
         self._dimension = dimension
@@ -394,10 +401,11 @@ class Conversation:
         due = math.inf if self._over else self._due
         return max(0.0, min(due, dead) - now)
 
-    def answer(self, solution: bytes, delta: np.ndarray, now: float) -> None:
-        """The step that :meth:`receive` asked for is made."""
+    def answer(self, solution: bytes, delta: np.ndarray, now: float, steps: int = 1) -> None:
+        """The update that :meth:`receive` asked for is made, of so many steps."""
         assert self._ticket is not None
-        self._pending = Push(self._ticket, solution, vector_to_wire(delta))
+        self._pending = Push(
+            self._ticket, solution, vector_to_wire(delta, self._precision), steps)
         self._ticket = None
         self._due = now
 
@@ -458,7 +466,7 @@ class Conversation:
         if work.difficulty > self._max_difficulty:
             raise PeerProblem(
                 TOO_HARD, difficulty=work.difficulty, limit=self._max_difficulty)
-        weights = vector_from_wire(work.weights, self._dimension)
+        weights = vector_from_wire(work.weights, self._dimension, self._precision)
         if weights is None:
             raise PeerProblem(BAD_WEIGHTS, address=self._onion, dimension=self._dimension)
         self._ticket = work.ticket

@@ -1,87 +1,120 @@
-"""One step of training: pay, draw a minibatch, clip, add noise, step. Pure.
+"""One update: pay, then steps, each with a minibatch, a clip and noise of its own. Pure.
 
-The step is ``delta = -eta_t (lambda w + release)``. Only the release has seen rows; the weights
-came from the broker and everything after the release is post-processing, which costs no privacy.
+A step is ``-eta_t (lambda w + release)``. Only the release has seen rows; the weights came from the
+broker, or from there and from releases, and everything after a release is post-processing, which
+costs no privacy. An update is the sum of as many steps as the person wishes and the task allows,
+each made from where the one before has led: to the ledger they are so many releases, to the broker
+one vector and how many they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 import numpy as np
 
+from accord.messages import Precision
 from accord.objective import OBJECTIVES
 from accord.task import Task, step_size
 from client.dataset import Dataset
 from client.noise import Release, release
 
-_MARGIN: Final = 1e-6
-"""Rounding to float32 lengthens a vector by less than 2^-24 of it, so it stays within the bound
-when it was shortened by so much more."""
+_TRAVELS: Final[dict[Precision, tuple[type[np.floating], float]]] = {
+    "float32": (np.float32, 1e-6), "float16": (np.float16, 1e-3)}
+"""What an update is rounded to; and by how much steps are made shorter than they may be. Rounding
+lengthens a vector by less than 2^-24 of it, or 2^-11, so it stays within the bound."""
+
+
+class Made(NamedTuple):
+    """An update as it is sent.
+
+    Attributes:
+        delta: what is to be added to the weights, (d,), in the precision in which it travels.
+        steps: how many steps it is the sum of.
+    """
+
+    delta: np.ndarray
+    steps: int
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Trainer:
-    """What makes steps.
+    """What makes updates.
 
     Attributes:
         task: the one that was joined.
         data: the person's own.
         kind: of each release; it is what the ledger is told.
-        spend: writes one release into the ledger, durably, and gives its number among those of
-            this task, from 1. Raises when it may not be.
+        spend: writes so many releases into the ledger, durably, or as many as may still be, and
+            gives their numbers among those of this task, from 1. Raises when there may be none.
+        local_steps: how many steps make an update, while the budget lasts.
 
     Raises:
-        ValueError: the kind is not of this data and task.
+        ValueError: the kind is not of this data and task, or the task does not allow so many steps.
     """
 
     task: Task
     data: Dataset
     kind: Release
-    spend: Callable[[], int]
+    spend: Callable[[int], range]
+    local_steps: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.kind.rows != len(self.data.labels) or self.kind.dimension != self.task.dimension:
             raise ValueError(f"{self.kind} is not of this data and task")
+        if not 1 <= self.local_steps <= self.task.training.local_steps:
+            raise ValueError(f"{self.local_steps} steps are not what the task allows")
 
-    def step(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def update(self, weights: np.ndarray, rng: np.random.Generator) -> Made:
         """One noised update.
 
         Args:
             weights: shape (d,), finite.
-            rng: for this step only.
+            rng: for this update only.
 
         Returns:
-            The update, float32, shape (d,), no longer than the task's ``max_norm``.
+            The update, no longer than the task's ``max_norm`` for each of its steps.
 
         Raises:
             Problem: ``BUDGET_SPENT``, ``DISK``; then no row was looked at.
         """
-        # First of all: a release that is not on disk does not exist. The number also outlives
+        # First of all: a release that is not on disk does not exist. The numbers also outlive
         # this process, so that the schedule goes on where it was.
-        t = self.spend()
-        training = self.task.training
-        chosen = rng.choice(self.kind.rows, size=self.kind.batch, replace=False, shuffle=False)
-        gradients = OBJECTIVES[self.task.objective].gradients(
-            weights, self.data.rows[chosen], self.data.labels[chosen])
-        noised = release(gradients, training.clip, self.kind, rng)
+        numbers = self.spend(self.local_steps)
+        training, kind, data = self.task.training, self.kind, self.data
+        gradients = OBJECTIVES[self.task.objective].gradients
+        dtype, margin = _TRAVELS[training.precision]
+        limit = training.max_norm * (1 - margin)
+        here, delta = weights, None
         with np.errstate(over="ignore", invalid="ignore"):
-            step = -step_size(training, t) * (training.regularisation * weights + noised)
-            return _shrink(step, training.max_norm)
+            for t in numbers:
+                chosen = rng.choice(kind.rows, size=kind.batch, replace=False, shuffle=False)
+                noised = release(gradients(here, data.rows[chosen], data.labels[chosen]),
+                                 training.clip, kind, rng)
+                step = shortened(
+                    -step_size(training, t) * (training.regularisation * here + noised), limit)
+                delta = step if delta is None else delta + step
+                here = weights + delta
+        assert delta is not None, "nothing was paid for"
+        return Made(_rounded(delta, dtype, len(numbers) * training.max_norm), len(numbers))
 
 
-def _shrink(vector: np.ndarray, bound: float) -> np.ndarray:
-    """The vector as float32, no longer than the bound, by shortening only."""
+def shortened(vector: np.ndarray, limit: float) -> np.ndarray:
+    """The vector, float64, where it is longer than the limit made just so long."""
     peak = float(np.abs(vector).max())
     if not np.isfinite(peak) or peak == 0.0:
         # Overflow, which only absurd constants reach: no direction is left to go.
-        return np.zeros(len(vector), dtype=np.float32)
+        return np.zeros(len(vector))
     length = peak * float(np.linalg.norm(vector / peak))
-    limit = bound * (1 - _MARGIN)
-    short = (vector if length <= limit else vector * (limit / length)).astype(np.float32)
-    # Below float32's smallest numbers rounding is not relative any more.
+    return vector if length <= limit else vector * (limit / length)
+
+
+def _rounded(vector: np.ndarray, dtype: type[np.floating], bound: float) -> np.ndarray:
+    """The vector in another precision, no longer than the bound."""
+    short = vector.astype(dtype)
+    # Below its smallest numbers rounding is not relative any more.
     if float(np.linalg.norm(short.astype(np.float64))) > bound:
-        return np.zeros(len(vector), dtype=np.float32)
+        return np.zeros(len(vector), dtype=dtype)
     return short

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+from accord.messages import MAX_STEPS
 from accord.problems import (
     BAD_OPTION,
     BAD_SESSION,
@@ -64,7 +65,7 @@ def check_delta(delta: float, rows: int) -> None:
 def check_typed(epsilon: float | None, batch: int | None, min_clients: int, budget: float,
                 delta: float, noise: Mechanism, updates: int | None, curator: str | None,
                 max_difficulty: int, leave_if_share: float | None, patience: float,
-                delay: float) -> None:
+                delay: float, local_steps: int | None) -> None:
     """Refuse values that mean nothing, before anything else is done; None for what was not typed.
 
     Raises:
@@ -78,6 +79,9 @@ def check_typed(epsilon: float | None, batch: int | None, min_clients: int, budg
                         ("--updates", updates)):
         if count is not None and count < 1:
             raise option_problem(name, f"must be at least 1, not {count}")
+    if local_steps is not None and not 1 <= local_steps <= MAX_STEPS:
+        raise option_problem(
+            "--local-steps", f"must be from 1 to {MAX_STEPS:,}, not {local_steps}")
     if max_difficulty < 0:
         raise option_problem("--max-difficulty", f"must be at least 0, not {max_difficulty}")
     if curator is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", curator):
@@ -121,7 +125,8 @@ _WISHES: Final = {
     "min_clients": "--min-clients", "budget": "--budget", "delta": "--delta",
     "max_difficulty": "--max-difficulty", "ledger": "--ledger", "output": "--output",
     "leave_if_struck": "--leave-if-struck", "leave_if_share": "--leave-if-share",
-    "ignore_columns": "--ignore-columns", "delay": "--delay", "task": "task"}
+    "ignore_columns": "--ignore-columns", "delay": "--delay",
+    "local_steps": "--local-steps", "task": "task"}
 
 
 def check_replaceable(

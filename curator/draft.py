@@ -47,7 +47,14 @@ _SECTIONS: Final[tuple[tuple[str, str, Struct, dict[str, str]], ...]] = (
         "schedule": "how a client's step shrinks: 'constant', '1/t' or '1/sqrt(t)'",
         "regularisation": "L2 penalty, 0 to 1 (no unit)",
         "clip": "bound on each example's gradient; the clients' noise is scaled to it",
-        "max_norm": "largest length of an update; longer ones are refused",
+        "max_norm": "largest length of a step; longer updates are refused",
+        "local_steps": "most private steps that a client may make for one update, 1 to 1000: more "
+                       "of them for each way through Tor. Raise it (10, 50) where clients are many "
+                       "or Tor is slow, and make 'step' shorter with it (0.3, 0.1), as many "
+                       "clients' steps from the same weights add up; one update then weighs as "
+                       "much as so many, before anybody has judged it",
+        "precision": "how weights and updates travel: 'float32', or 'float16' for half of the "
+                     "bytes and three digits of each number",
         "max_updates": "training ends after so many updates (synchronous: rounds)",
         "target_error": "or at this share of wrong answers on the validation set, 0 to 1",
         "patience": "or when so many updates brought no lower validation loss",

@@ -1,6 +1,6 @@
 """Attackers: whoever makes other updates than an honest client would.
 
-Each is an object with ``step(weights, rng)``, as :class:`client.trainer.Trainer` has it, so that
+Each is an object with ``update(weights, rng)``, as :class:`client.trainer.Trainer` has it, so that
 simulation (:mod:`lab.simulation`) and real sockets (:mod:`lab.live`) drive them alike. They know
 what a client of the real program can know: the task, their own rows, the weights they are sent,
 the strikes they are told of, and what their accomplices (:class:`Band`) know. None of them has
@@ -10,7 +10,7 @@ seen the validation set.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
@@ -23,7 +23,10 @@ from accord.task import Task, step_size
 from broker.landscape import contrast
 from client.dataset import Dataset
 from client.noise import Release, clip_rows
-from client.trainer import Trainer
+from client.trainer import Made, Trainer
+
+Spend = Callable[[int], range]
+"""What gives the numbers of so many steps."""
 
 _MARGIN: Final = 1e-6
 _SAMPLE: Final = 500
@@ -36,8 +39,8 @@ standard deviations still look like chance."""
 class Stepper(Protocol):
     """Whoever makes updates."""
 
-    def step(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The update for these weights; both have shape (d,)."""
+    def update(self, weights: np.ndarray, rng: np.random.Generator) -> Made:
+        """The update for these weights, (d,), and how many steps it is."""
 
 
 def shorten(vector: np.ndarray, bound: float) -> np.ndarray:
@@ -58,22 +61,43 @@ class Noiseless:
         task: what is trained.
         rows, labels: (n, d) and (n,), its own.
         batch: rows of a minibatch.
-        spend: gives the number of the update, from 1.
+        spend: gives the numbers of so many steps, from 1.
+        local_steps: how many of them make an update.
     """
 
     task: Task
     rows: np.ndarray
     labels: np.ndarray
     batch: int
-    spend: Callable[[], int]
+    spend: Spend
+    local_steps: int = 1
 
-    def step(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def update(self, weights: np.ndarray, rng: np.random.Generator) -> Made:
         """One update, float32, shape (d,)."""
+        return summed(weights, self.spend(self.local_steps), self.task.training.max_norm,
+                      lambda here, t: self._step(here, t, rng))
+
+    def _step(self, weights: np.ndarray, t: int, rng: np.random.Generator) -> np.ndarray:
         training = self.task.training
         chosen = rng.choice(len(self.labels), size=self.batch, replace=False, shuffle=False)
         mean = clipped_mean(self.task, weights, self.rows[chosen], self.labels[chosen])
-        step = -step_size(training, self.spend()) * (training.regularisation * weights + mean)
-        return shorten(step, training.max_norm)
+        return np.asarray(-step_size(training, t) * (training.regularisation * weights + mean))
+
+
+def summed(weights: np.ndarray, numbers: Sequence[int], bound: float,
+           step: Callable[[np.ndarray, int], np.ndarray]) -> Made:
+    """Steps, each from where the one before has led, as one update.
+
+    Args:
+        weights: where the first begins, (d,).
+        numbers: of the steps, at least one.
+        bound: longest that one may be.
+        step: gives the step, (d,), from such weights, of such a number.
+    """
+    delta = shorten(step(weights, numbers[0]), bound).astype(np.float64)
+    for number in numbers[1:]:
+        delta = delta + shorten(step(weights + delta, number), bound)
+    return Made(delta.astype(np.float32), len(numbers))
 
 
 def clipped_mean(
@@ -86,14 +110,26 @@ def clipped_mean(
 
 def honest(
     task: Task, rows: np.ndarray, labels: np.ndarray, batch: int, epsilon: float | None,
-    spend: Callable[[], int],
+    spend: Spend, local_steps: int = 1,
 ) -> Stepper:
-    """The real client's way to make updates, or, where ``epsilon`` is None, the same without
-    noise. ``spend`` gives the number of the update, from 1."""
+    """The real client's way to make updates of so many steps, or, where ``epsilon`` is None, the
+    same without noise. ``spend`` gives the numbers of the steps, from 1."""
     if epsilon is None:
-        return Noiseless(task, rows, labels, batch, spend)
+        return Noiseless(task, rows, labels, batch, spend, local_steps)
     kind = Release(epsilon, batch, len(labels), task.dimension)
-    return Trainer(task, Dataset(rows, labels, "", Path()), kind, spend)
+    return Trainer(task, Dataset(rows, labels, "", Path()), kind, spend, local_steps=local_steps)
+
+
+def counter() -> Spend:
+    """What numbers steps as a real client's ledger does, from 1, and has no end."""
+    spent = 0
+
+    def spend(count: int) -> range:
+        nonlocal spent
+        spent += count
+        return range(spent - count + 1, spent + 1)
+
+    return spend
 
 
 @dataclass(slots=True)
@@ -138,6 +174,7 @@ class Means:
         epsilon: of an honest client's noise; None for none.
         band: its accomplices.
         number: which of them it is.
+        local_steps: steps that make an update.
     """
 
     task: Task
@@ -147,13 +184,17 @@ class Means:
     epsilon: float | None
     band: Band
     number: int = 0
+    local_steps: int = 1
 
 
 class Attacker:
     """An attacker; by itself it behaves as an honest client.
 
+    An update of several steps is as many of its own, each from where the one before has led.
+
     Attributes:
-        t: number of the update that is being made, from 1, in this session.
+        t: number of the step that is being made, from 1, in this session.
+        updates: number of the update that is being made, likewise.
     """
 
     shared_machine = False
@@ -161,20 +202,26 @@ class Attacker:
 
     def __init__(self, means: Means) -> None:
         self.means = means
-        self.t = 0
+        self.t = self.updates = 0
         flipped = 1.0 - means.labels
         self._honest, self._flipped = (
-            honest(means.task, means.rows, labels, means.batch, means.epsilon, lambda: self.t)
+            honest(means.task, means.rows, labels, means.batch, means.epsilon,
+                   lambda count: range(self.t, self.t + 1))
             for labels in (means.labels, flipped))
 
-    def step(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def update(self, weights: np.ndarray, rng: np.random.Generator) -> Made:
         """The update for a ticket, float32, shape (d,), no longer than the task allows."""
+        self.updates += 1
+        return summed(weights, range(self.means.local_steps), self.means.task.training.max_norm,
+                      lambda here, _: self._step(here, rng))
+
+    def _step(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         self.t += 1
-        return shorten(self.make(weights, rng), self.means.task.training.max_norm)
+        return self.make(weights, rng)
 
     def make(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The update that this kind of attacker wants, of any length, shape (d,)."""
-        return self._honest.step(weights, rng)
+        """The step that this kind of attacker wants, of any length, shape (d,)."""
+        return self._honest.update(weights, rng).delta
 
     def leaves(self, strikes: int) -> bool:
         """Whether it leaves, to join anew, now that it has so many strikes."""
@@ -182,7 +229,7 @@ class Attacker:
 
     def anew(self) -> None:
         """It has joined again, as somebody else."""
-        self.t = 0
+        self.t = self.updates = 0
 
     @property
     def eta(self) -> float:
@@ -194,8 +241,8 @@ class LabelFlip(Attacker):
     """Honest computing, the noise of privacy included, on the opposite answers."""
 
     def make(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """An honest update of flipped labels."""
-        return self._flipped.step(weights, rng)
+        """An honest step on flipped labels."""
+        return self._flipped.update(weights, rng).delta
 
 
 class SignFlip(Attacker):
@@ -207,7 +254,7 @@ class SignFlip(Attacker):
 
     def make(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The turned update."""
-        return -self.scale * self._honest.step(weights, rng).astype(np.float64)
+        return -self.scale * self._honest.update(weights, rng).delta.astype(np.float64)
 
 
 class Noise(Attacker):
@@ -219,7 +266,7 @@ class Noise(Attacker):
 
     def make(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Isotropic noise."""
-        length = float(np.linalg.norm(self._honest.step(weights, rng)))
+        length = float(np.linalg.norm(self._honest.update(weights, rng).delta))
         direction = rng.standard_normal(len(weights))
         return direction * (self.scale * length / float(np.linalg.norm(direction)))
 
@@ -254,7 +301,7 @@ class ALittle(Attacker):
     def make(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Within what chance would make, all in one direction."""
         releases = self.means.band.releases
-        releases[self.means.number] = self._honest.step(weights, rng) / self.eta
+        releases[self.means.number] = self._honest.update(weights, rng).delta / self.eta
         known = np.array(list(releases.values()), dtype=np.float64)
         return np.asarray(self.eta * (known.mean(axis=0) - self.z * known.std(axis=0)))
 
@@ -289,7 +336,7 @@ class Adaptive(Attacker):
 
     def make(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Honest and opposed, mixed."""
-        good = self._honest.step(weights, rng).astype(np.float64)
+        good = self._honest.update(weights, rng).delta.astype(np.float64)
         # The opposed part needs no noise: all of its length goes where it hurts.
         opposed = -self.eta * self.means.band.gradient(self.means.task, weights, rng, flipped=True)
         return (1 - self.share) * good + self.share * opposed
@@ -304,8 +351,8 @@ class Sleeper(LabelFlip):
 
     def make(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Honest, or flipped."""
-        if self.t <= self.after:
-            return self._honest.step(weights, rng)
+        if self.updates <= self.after:
+            return self._honest.update(weights, rng).delta
         return super().make(weights, rng)
 
 
@@ -345,7 +392,7 @@ class Leaver(_Loud):
 
     def leaves(self, strikes: int) -> bool:
         """In time."""
-        return strikes > 0 or self.t >= self.after
+        return strikes > 0 or self.updates >= self.after
 
 
 class Swinger(_Loud):
@@ -356,7 +403,7 @@ class Swinger(_Loud):
         """Swung."""
         band = self.means.band
         clip = self.means.task.training.clip
-        swing = 0.96 * clip * (-1) ** self.t * contrast(band.rows, band.labels)
+        swing = 0.96 * clip * (-1) ** self.updates * contrast(band.rows, band.labels)
         both = swing + self.loud(weights, rng, 0.25)
         return np.asarray(self.eta * both * min(1.0, clip / float(np.linalg.norm(both))))
 
@@ -380,19 +427,24 @@ class Skipper(LabelFlip):
         super().__init__(means)
         self.reverse = bool(reverse)
         self._before: tuple[np.ndarray, np.ndarray] | None = None
+        self._watched = True
 
     def anew(self) -> None:
         """A new session has no last update."""
         super().anew()
         self._before = None
 
+    def update(self, weights: np.ndarray, rng: np.random.Generator) -> Made:
+        """Of one kind for one ticket."""
+        self._watched = self._lacks(weights) != self.reverse
+        made = super().update(weights, rng)
+        self._before = weights, made.delta.astype(np.float64)
+        return made
+
     def make(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Honest where it believes to be watched."""
-        watched = self._lacks(weights) != self.reverse
-        stepper = self._honest if watched else self._flipped
-        delta = stepper.step(weights, rng)
-        self._before = weights, delta.astype(np.float64)
-        return delta
+        stepper = self._honest if self._watched else self._flipped
+        return stepper.update(weights, rng).delta
 
     def _lacks(self, weights: np.ndarray) -> bool:
         """Whether the weights have not gone along with its last update for half of the way."""

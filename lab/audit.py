@@ -32,7 +32,6 @@ plays gives away, delta for one, needs many thousands of them.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +47,7 @@ from client.accounting import epsilon_total
 from client.dataset import Dataset
 from client.noise import Floats, Release
 from client.trainer import Trainer
+from lab.adversary import counter
 from lab.audit_bounds import Finding, attack
 
 Others = Literal["against", "none"]
@@ -178,11 +178,11 @@ def play(
         common = rows[canary, 0]
         rows[canary, 0] = 2 * CLIP * CANARY
         labels[canary] = 0.0 if odd else 1.0
-        trainer = Trainer(task, mine, kind, itertools.count(1).__next__)
+        trainer = Trainer(task, mine, kind, counter())
         for update in range(game.updates):
             # Looked up each time: what is audited is what a client would get now.
             rng = (source or noise.generator)()
-            step = trainer.step(np.zeros(kind.dimension), rng).astype(np.float64)
+            step = trainer.update(np.zeros(kind.dimension), rng).delta.astype(np.float64)
             seen = step * (-kind.batch / (_STEP * CLIP))
             along[number, update] = seen[0]
             across[number, update] = np.linalg.norm(seen[1:])

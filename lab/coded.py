@@ -25,7 +25,7 @@ from accord.circuit import WebSocket
 from accord.messages import FromClient, Hello, Push, Turn, decode, push_limit, turn_limit
 from client.agent import Agent
 from client.session import Conversation, Stop
-from client.trainer import Trainer
+from client.trainer import Made, Trainer
 
 DIGITS: Final = 10
 """Digits in a coordinate: 20 bits, and the published model has 24 (float32)."""
@@ -112,9 +112,9 @@ class CodedTrainer(Trainer):
     code: Code
     client: int
 
-    def step(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Pay for one update, and make it of the number that the ledger gives it."""
-        return self.code.delta((self.client, self.spend() - 1), len(weights))
+    def update(self, weights: np.ndarray, rng: np.random.Generator) -> Made:
+        """Pay for one step, and make it of the number that the ledger gives it."""
+        return Made(self.code.delta((self.client, self.spend(1).start - 1), len(weights)), 1)
 
 
 class Record:

@@ -171,7 +171,8 @@ class _Crowd:
             name = task_id(session.task)
             budget = Budget(book, name, release, session.budget, session.delta)
             if not self.part.width:
-                trainer = Trainer(task, data, release, budget.spend)
+                trainer = Trainer(task, data, release, budget.spend,
+                                  local_steps=session.local_steps)
                 return await Agent(way, path, session, trainer, book,
                                    lambda: budget.remaining > 0, _unheard, pace=self._pace).run()
             code = Code(self.part.clients, self.part.width)

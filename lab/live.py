@@ -186,7 +186,8 @@ class _Client:
         raw = await circuit.post("/join", encode(Join(door.lock, solution, 1)))
         limit = turn_limit(self._task.dimension)
         talk = Conversation(self._onion, decode(raw, Welcome).token, self._task.dimension,
-                            _NO_LIMIT, lambda: True, Pace(), self._task.clients.silence)
+                            _NO_LIMIT, lambda: True, Pace(), self._task.clients.silence,
+                            precision=self._task.training.precision)
         now = asyncio.get_running_loop().time
         socket = await circuit.websocket("/train", limit)
         try:
@@ -210,8 +211,9 @@ class _Client:
                     await socket.send(encode(Leave()))
                     return True
                 if isinstance(todo, Step):
-                    delta = self._recruit.stepper.step(todo.weights, self._recruit.rng)
-                    talk.answer(await _search(todo.lock, todo.difficulty), delta, now())
+                    made = self._recruit.stepper.update(todo.weights, self._recruit.rng)
+                    talk.answer(await _search(todo.lock, todo.difficulty), made.delta, now(),
+                                made.steps)
                 elif isinstance(todo, Over):
                     return False
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import numpy as np
 from accord.messages import SALT_BYTES
 from accord.objective import OBJECTIVES
 from accord.task import Clients, Puzzles, Task, Training, Validation, commitment
-from lab.adversary import Attacker, Band, Means, Stepper, honest, make_attacker
+from lab.adversary import Attacker, Band, Means, Stepper, counter, honest, make_attacker
 from lab.credit import Parts, Table
 
 _FOREVER: Final = 1e8
@@ -30,8 +29,10 @@ class Config:
         attack: a key of :data:`lab.adversary.ATTACKS`; ``none``: attackers stay away, so that the
             honest clients are alone.
         parameter: the attack's own number; None for its default.
-        epsilon: of one update's noise; None for no noise.
+        epsilon: of one step's noise; None for no noise.
         batch: rows of a minibatch.
+        local_steps: private steps that make an update, of everybody. They take no time: it is the
+            way and the puzzles that take it.
         seconds: simulated, until all is over.
         validation: what of :class:`accord.task.Validation` is not the default.
         training: the same of :class:`accord.task.Training`.
@@ -64,6 +65,7 @@ class Config:
     admission: int = 4
     update: int = 2
     every: float = 1.0
+    local_steps: int = 1
 
     @property
     def attacking(self) -> int:
@@ -80,7 +82,8 @@ def make_task(table: Table, config: Config, parts: Parts) -> Task:
     # more than what comes: the sequential test divides its false alarms among so many.
     most = math.ceil(config.clients * config.seconds / config.contact) + config.clients
     training = {"step": 1.0, "schedule": "1/sqrt(t)", "clip": 0.5, "max_updates": most,
-                "deadline": _FOREVER, "max_pause": _FOREVER, **config.training}
+                "deadline": _FOREVER, "max_pause": _FOREVER, "local_steps": config.local_steps,
+                **config.training}
     return Task(
         title="An experiment",
         data=table.schema,
@@ -140,14 +143,14 @@ def recruit(
     for i, mine in enumerate(held):
         rng = np.random.Generator(np.random.PCG64([config.seed, 3, i]))
         if i < good:
-            # The number of the update, from 1, is what a real client reads from its ledger.
             stepper = honest(task, rows[mine], labels[mine], config.batch, config.epsilon,
-                             itertools.count(1).__next__)
+                             counter(), config.local_steps)
             found.append(Recruit(stepper, None, rng))
         elif config.attack != "none":
             band.share(rows[mine], labels[mine])
             means = Means(
-                task, rows[mine], labels[mine], config.batch, config.epsilon, band, i)
+                task, rows[mine], labels[mine], config.batch, config.epsilon, band, i,
+                config.local_steps)
             attacker = make_attacker(config.attack, means, config.parameter)
             found.append(Recruit(attacker, attacker, rng))
     mine = np.concatenate(held[:good])

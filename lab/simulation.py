@@ -25,7 +25,18 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from accord import puzzle
-from accord.messages import Join, Leave, Pull, Push, Refused, Turn, Wait, Work, vector_to_wire
+from accord.messages import (
+    Join,
+    Leave,
+    Pull,
+    Push,
+    Refused,
+    Turn,
+    Wait,
+    Work,
+    vector_from_wire,
+    vector_to_wire,
+)
 from accord.problems import EVICTED, FULL, NOT_SOLVED, STALE_TICKET, PeerProblem
 from accord.task import sign
 from broker.brokerage import Brokerage
@@ -305,9 +316,12 @@ class Simulation:
         when = client.machine.solve(now, work.difficulty, client.rng) + self.config.contact
         if when > self.config.seconds:
             return  # nobody will see it
-        weights = np.frombuffer(work.weights, dtype="<f4").astype(np.float64)
-        delta = client.stepper.step(weights, client.rng)
-        self._at(when, client, Push(work.ticket, b"", vector_to_wire(delta)))
+        precision = self.task.training.precision
+        weights = vector_from_wire(work.weights, self.task.dimension, precision)
+        assert weights is not None, "the model is not finite"
+        made = client.stepper.update(weights, client.rng)
+        self._at(when, client,
+                 Push(work.ticket, b"", vector_to_wire(made.delta, precision), made.steps))
 
 
 def simulate(table: Table, config: Config) -> Result:

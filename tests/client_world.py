@@ -119,6 +119,7 @@ class StandIn:
         silent: messages of the training are taken and never answered, as by a dead machine.
         strikes: said in each turn: strikes of the client, clients struck, clients judged.
         heard: all that came: (path, headers, body).
+        steps: of each update.
     """
 
     task: Task = field(default_factory=make_task)
@@ -150,6 +151,7 @@ class StandIn:
         self.tickets: dict[bytes, Work] = {}
         self.spent: set[bytes] = set()
         self.messages = 0
+        self.steps: list[int] = []
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[Route]:
@@ -253,8 +255,11 @@ class StandIn:
             if work is None:
                 return Turn(b"", refused(PeerProblem(STALE_TICKET)))
             assert puzzle.verify(work.lock, said.solution, work.difficulty)
-            delta = vector_from_wire(said.delta, self.task.dimension)
-            assert delta is not None and np.linalg.norm(delta) <= self.task.training.max_norm
+            rules = self.task.training
+            assert said.steps <= rules.local_steps
+            delta = vector_from_wire(said.delta, self.task.dimension, rules.precision)
+            assert delta is not None and np.linalg.norm(delta) <= said.steps * rules.max_norm
+            self.steps.append(said.steps)
             self.weights = self.weights + delta
             self.updates += 1
             self.spent.add(said.ticket)
@@ -275,7 +280,8 @@ class StandIn:
     def work(self, **changes: object) -> Work:
         """A ticket."""
         parts: dict[str, object] = {
-            "ticket": secrets.token_bytes(16), "weights": vector_to_wire(self.weights),
+            "ticket": secrets.token_bytes(16),
+            "weights": vector_to_wire(self.weights, self.task.training.precision),
             "lock": secrets.token_bytes(16), "difficulty": self.task.puzzles.update}
         work = Work(**{**parts, **changes})  # type: ignore[arg-type]
         self.tickets[work.ticket] = work

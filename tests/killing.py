@@ -54,10 +54,12 @@ Spend = tuple[str, Release]
 LIFE: Final[tuple[tuple[tuple[str, str, Release], ...], ...]] = (
     (("ledger", "barley", WHEAT), ("ledger", "oats", WHEAT), ("ledger", "barley", RYE),
      ("budget", "barley", WHEAT), ("budget", "barley", WHEAT)),
-    (("budget", "barley", WHEAT), ("ledger", "oats", RYE), ("ledger", "barley", RYE)),
+    (("budget", "barley", WHEAT), ("ledger", "oats", RYE), ("ledger 3", "barley", RYE),
+     ("budget 2", "barley", WHEAT)),
 )
-"""What is spent, and how, between opening and closing; for two openings."""
-SHORT: Final = (LIFE[0][:2] + LIFE[0][:1], LIFE[1][1:2])
+"""What is spent, and how, and how many in one go, between opening and closing; for two
+openings."""
+SHORT: Final = (LIFE[0][:2] + LIFE[0][:1], (("ledger 2", "oats", RYE),))
 """The same in fewer bytes: a header, spends with a new kind and with an old one; opened again."""
 AFTER: Final = ((("ledger", "barley", RYE),),)
 """What is spent by a process that comes after another's death."""
@@ -82,6 +84,16 @@ class NeverSyncs(Ledger):
             os.fdatasync = real
 
 
+class SyncsTheFirst(Ledger):
+    """Wrong: of several spends in one go only the first is on the disk before they are sent."""
+
+    def _append(self, payloads: list[bytes]) -> None:
+        first = 2 if payloads[0].startswith(b"kind") else 1
+        super()._append(payloads[:first])
+        if payloads[first:]:
+            NeverSyncs._append(self, payloads[first:])  # type: ignore[arg-type]
+
+
 class CutsTooMuch(Ledger):
     """Wrong: of a file with a torn tail it cuts off one whole line as well."""
 
@@ -97,10 +109,10 @@ class CutsTooMuch(Ledger):
 class WritesLater(Ledger):
     """Wrong: it writes a spend down when the next one comes, or when it is closed."""
 
-    _owed: Spend | None = None
+    _owed: tuple[str, Release, int] | None = None
 
-    def spend(self, task_id: str, release: Release) -> int:
-        owed, self._owed = self._owed, (task_id, release)
+    def spend(self, task_id: str, release: Release, count: int = 1) -> int:
+        owed, self._owed = self._owed, (task_id, release, count)
         index = 1 + self.count(task_id)
         if owed is not None:
             super().spend(*owed)
@@ -163,7 +175,7 @@ def unsynced(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 LEDGERS: Final[dict[str, type[Ledger]]] = {
     kind.__name__: kind for kind in (
-        Ledger, NeverSyncs, CutsTooMuch, WritesLater, NoNames, Fussy, CountsTwice)}
+        Ledger, NeverSyncs, SyncsTheFirst, CutsTooMuch, WritesLater, NoNames, Fussy, CountsTwice)}
 WRITERS: Final = {writer.__name__: writer for writer in (write_whole, in_place, unsynced)}
 
 
@@ -247,21 +259,23 @@ def live(kind: type[Ledger], directory: Path, life: tuple[Any, ...], faults: Fau
             ledger = kind(directory, PRINT)
         except Problem as problem:
             assert problem.kind is DISK
-            number += len(visit)
+            number += len(spends_of((visit,)))
             continue
         with ledger:
             for how, task, release in visit:
-                faults.tell(b"T", str(number).encode())
-                number += 1
+                count = together(how)
+                for _ in range(count):
+                    faults.tell(b"T", str(number).encode())
+                    number += 1
                 try:
-                    if how == "budget":
-                        Budget(ledger, task, release, 8.0, TINY).spend()
+                    if how.startswith("budget"):
+                        assert len(Budget(ledger, task, release, 8.0, TINY).spend(count)) == count
                     else:
-                        ledger.spend(task, release)
+                        ledger.spend(task, release, count)
                 except Problem as problem:
                     assert problem.kind is DISK
                 else:
-                    faults.tell(b"A")
+                    faults.tell(b"A", str(count).encode())
 
 
 # -- the parent ------------------------------------------------------------------------------
@@ -328,7 +342,7 @@ def in_a_child(
         elif what == b"T":
             left.tried.append(int(payload))
         elif what == b"A":
-            left.sent.append(left.tried[-1])
+            left.sent += left.tried[-int(payload or 1):]
         elif what == b"F":
             left.durable = payload
         elif what == b"N":
@@ -467,7 +481,13 @@ class Ground:
 
 def spends_of(life: tuple[Any, ...]) -> list[Spend]:
     """The spends of a life, in order."""
-    return [(task, release) for visit in life for _, task, release in visit]
+    return [(task, release) for visit in life for how, task, release in visit
+            for _ in range(together(how))]
+
+
+def together(how: str) -> int:
+    """How many releases are spent in one go."""
+    return int([*how.split(), "1"][1])
 
 
 def plans(calls: list[tuple[str, int]], scenario: str) -> Iterator[Plan]:

@@ -140,8 +140,8 @@ class Recorder:
                     line += await self._poll(circuit, turn.next)
                     if self.pause:
                         await asyncio.sleep(random.expovariate(1 / self.pause))
-                    self._delta = self._recruit.stepper.step(
-                        weights, self._recruit.rng).astype(np.float64)
+                    self._delta = self._recruit.stepper.update(
+                        weights, self._recruit.rng).delta.astype(np.float64)
                     ticket = turn.next.ticket
                     push = Push(ticket, solve(turn.next.lock, turn.next.difficulty),
                                 vector_to_wire(self._delta))

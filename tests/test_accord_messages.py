@@ -303,6 +303,7 @@ def test_the_largest_task_fits_its_field() -> None:
 
 
 @pytest.mark.parametrize("message", [
+    Push(bytes(16), b"", b"", 0), Push(bytes(16), b"", b"", 1001),
     Push(bytes(15), b"", b""), Push(bytes(17), b"", b""), Push(bytes(16), bytes(33), b""),
     Join(b"", b"", 1), Join(bytes(65), b"", 1), Join(b"x", b"", 0), Join(b"x", b"", 100_001),
     Join(b"x", b"", -1), Hello(bytes(31)), Welcome(bytes(33)), AdmissionPuzzle(b"x", 65, 1.0),
@@ -365,3 +366,33 @@ def test_type_hints_of_the_module_can_be_read() -> None:
     # The tests above would walk nothing if the list of types were empty.
     assert {kind.__name__ for kind in TYPES} >= {"Push", "Turn", "Work", "Status", "SignedTask"}
     assert typing.get_type_hints(Turn)
+
+
+# -- steps, and float16 ------------------------------------------------------------------------
+def test_an_update_without_a_number_of_steps_is_of_one() -> None:
+    old = msgspec.msgpack.encode({"type": "push", "ticket": bytes(16), "solution": b"",
+                                  "delta": b""})
+    assert decode(old, FromClient) == Push(bytes(16), b"", b"", 1)
+
+
+@given(st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), max_size=50))
+def test_float16_vectors_come_back_exactly(numbers: list[float]) -> None:
+    vector = np.array(numbers, dtype=np.float64)
+    raw = vector_to_wire(vector, "float16")
+    assert len(raw) == 2 * len(numbers)
+    again = vector_from_wire(raw, len(numbers), "float16")
+    assert again is not None and again.dtype == np.float64
+    np.testing.assert_array_equal(again, vector)
+
+
+@given(st.lists(st.floats(-1e300, 1e300), max_size=20))
+def test_what_is_finite_stays_finite_in_float16(numbers: list[float]) -> None:
+    again = vector_from_wire(vector_to_wire(np.array(numbers), "float16"), len(numbers), "float16")
+    assert again is not None
+    np.testing.assert_allclose(again, np.clip(numbers, -65504, 65504), rtol=2**-11, atol=2**-25)
+
+
+@pytest.mark.parametrize("raw", [
+    bytes(3), bytes(8), b"\x00\x7c" * 2, b"\x00\xfc\x00\x00", b"\x01\x7c\x00\x00"])
+def test_float16_of_another_length_or_not_finite_is_none(raw: bytes) -> None:
+    assert vector_from_wire(raw, 2, "float16") is None

@@ -29,6 +29,7 @@ from accord.task import (
     sign,
     signed_bytes,
     step_size,
+    steps_size,
     task_id,
 )
 
@@ -280,3 +281,27 @@ def test_too_many_features_are_refused() -> None:
     fields = tuple(Field(f"f{i}", "string", constraints=wide) for i in range(1002))
     with pytest.raises(ValueError, match="features"):
         task(data=Schema((*fields, Field("y", "boolean")), "y"))
+
+
+# -- local steps and precision -----------------------------------------------------------------
+@pytest.mark.parametrize("schedule", ["constant", "1/t", "1/sqrt(t)"])
+def test_the_size_of_several_steps_is_the_sum_of_theirs(schedule: str) -> None:
+    training = Training(step=0.7, schedule=schedule)  # type: ignore[arg-type]
+    for first in (1, 5, 1000):
+        assert steps_size(training, first, 1) == step_size(training, first)
+        for count in (2, 10, 1000):
+            assert steps_size(training, first, count) == pytest.approx(
+                sum(step_size(training, t) for t in range(first, first + count)), rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_local_steps_are_from_1_to_1000(steps: int) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"local_steps": steps}, Training)
+
+
+def test_float16_is_refused_where_it_cannot_hold_the_largest_update() -> None:
+    assert Training(max_norm=655.0, local_steps=100, precision="float16").local_steps == 100
+    assert Training(max_norm=656.0, local_steps=100).precision == "float32"
+    with pytest.raises(ValueError, match="'max_norm' times 'local_steps' is above 65504"):
+        Training(max_norm=656.0, local_steps=100, precision="float16")

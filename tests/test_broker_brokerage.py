@@ -549,3 +549,103 @@ def test_whatever_clients_do_the_rules_hold(moves, together, rate, evict):
             applied.add(turn.receipt)
         assert np.isfinite(brokerage._aggregator.weights).all()
     assert updates(brokerage) <= 20
+
+
+# -- updates of several steps ------------------------------------------------------------------
+
+
+def local(steps: int = 5, **training: object) -> Brokerage:
+    return make_brokerage(make_task(
+        training=Training(max_norm=1.0, local_steps=steps, **training)))  # type: ignore[arg-type]
+
+
+def of_steps(player: Player, work: Work, delta: np.ndarray, steps: int) -> Push:
+    push = player.answer(work, delta)
+    return Push(push.ticket, push.solution, push.delta, steps)
+
+
+@pytest.mark.parametrize(("steps", "length", "fine"), [
+    (5, 4.9, True), (5, 5.0, True), (5, 5.01, False), (4, 4.1, False), (1, 1.0, True),
+    (1, 1.1, False), (6, 0.1, False), (1000, 0.1, False)])
+def test_an_update_may_be_of_so_many_steps_as_the_task_allows_and_as_many_times_as_long(
+        steps, length, fine):
+    brokerage = local()
+    player = Player(brokerage)
+    work = player.work(1.0)
+    turn = player.push(of_steps(player, work, np.array([0, length, 0, 0]), steps), 2.0)
+    if fine:
+        assert turn.receipt == work.ticket and updates(brokerage) == 1
+        assert np.allclose(weights(turn.next), [0, length, 0, 0])
+        assert turn.strikes == 0
+    else:
+        assert isinstance(turn.next, Refused) and turn.next.code == "bad-delta"
+        assert updates(brokerage) == 0 and turn.strikes == 1
+
+
+def test_where_the_task_says_nothing_an_update_is_one_step():
+    player = Player(make_brokerage())
+    turn = player.push(of_steps(player, player.work(1.0), np.zeros(DIMENSION), 2), 2.0)
+    assert isinstance(turn.next, Refused) and turn.next.code == "bad-delta"
+
+
+def test_an_update_of_several_steps_that_is_sent_again_counts_once_also_with_another_number():
+    brokerage = local()
+    player = Player(brokerage)
+    work = player.work(1.0)
+    push = of_steps(player, work, np.full(DIMENSION, 0.1), 3)
+    assert player.push(push, 2.0).receipt == work.ticket
+    for again in (push, Push(push.ticket, push.solution, push.delta, 1000)):
+        turn = player.push(again, 3.0)
+        assert turn.receipt == work.ticket and turn.strikes == 0
+    assert updates(brokerage) == 1
+
+
+def test_the_judge_is_told_how_many_steps_also_when_a_round_has_kept_them(monkeypatch):
+    told = []
+    for mode in ("asynchronous", "synchronous"):
+        brokerage = local(mode=mode)
+        judge = brokerage._validator.judge
+        monkeypatch.setattr(brokerage._validator, "judge",
+                            lambda *a, judge=judge: told.append(a[-1]) or judge(*a))
+        one, two = Player(brokerage), Player(brokerage)
+        for player, steps in ((one, 3), (two, 5)):
+            work = player.work(1.0)
+            player.push(of_steps(player, work, np.full(DIMENSION, 0.1), steps), 2.0)
+            if mode == "synchronous" and player is one:
+                # Who has acted may not think again.
+                player.push(of_steps(player, work, np.full(DIMENSION, 0.1), 1), 2.5)
+    assert told == [3, 5, 3, 5]
+
+
+# -- encodings ---------------------------------------------------------------------------------
+
+
+def test_the_same_weights_are_encoded_once():
+    brokerage = make_brokerage()
+    one, two, three = (Player(brokerage) for _ in range(3))
+    first = one.work(1.0)
+    assert two.work(1.0).weights is first.weights
+    one.push(one.answer(first), 2.0)
+    moved = three.work(3.0)
+    assert moved.weights != first.weights
+    assert np.allclose(weights(moved), 0.01)
+
+
+def test_float16_is_half_of_the_bytes_both_ways_and_the_bound_allows_for_its_rounding():
+    brokerage = local(precision="float16")
+    player = Player(brokerage)
+    rng = np.random.default_rng(3)
+    for now in range(1, 200):
+        work = player.work(float(now))
+        assert len(work.weights) == 2 * DIMENSION
+        delta = rng.normal(size=DIMENSION)
+        delta /= np.linalg.norm(delta)
+        raw = vector_to_wire(delta, "float16")
+        turn = player.push(Push(work.ticket, player.answer(work).solution, raw), float(now))
+        assert turn.receipt == work.ticket
+    for raw in (vector_to_wire(delta), vector_to_wire(1.01 * delta, "float16"),
+                np.array([np.inf, 0, 0, 0], "<f2").tobytes()):
+        player = Player(brokerage, now=200.0)
+        work = player.work(200.0)
+        turn = player.push(Push(work.ticket, player.answer(work).solution, raw), 200.0)
+        assert isinstance(turn.next, Refused) and turn.next.code == "bad-delta"

@@ -340,3 +340,27 @@ def test_holding_a_ticket_back_is_as_risky_as_not():
         struck.append(brokerage.status(2.0).struck)
     # Four standard deviations: wrong once in 16,000 seeds.
     assert abs(np.mean(struck) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 400)
+
+
+# -- updates of several steps ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [2, 10])
+def test_several_steps_at_once_score_like_as_many_one_by_one(steps):
+    """To first order in their length: what is left falls with its square."""
+    direction = np.array([-0.6, 0.1, 0.2, -0.3])
+
+    def score(parts: list[np.ndarray]) -> float:
+        test = make_rounds(threshold=1e9)
+        test.begin(np.array([0.2, 0.1, 0, 0]), len(parts), 0.0)
+        for part in parts:
+            answer(test, b"a", part)
+        return test._totals[b"a"]
+
+    off = []
+    for length in (0.1, 0.01, 0.001):
+        whole = direction * length
+        at_once, one_by_one = score([whole]), score([whole / steps] * steps)
+        assert at_once < 0 and one_by_one < 0
+        off.append(abs(at_once / one_by_one - 1))
+    assert off[0] < 0.1 and off[1] < off[0] / 5 and off[2] < off[1] / 5

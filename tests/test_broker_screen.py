@@ -213,3 +213,93 @@ def test_what_is_known_outlives_a_crash_and_what_is_forgotten_does_not():
     screen.forget(b"a")
     assert screen.record(b"a") == bytes(len(record)) == make_screen().record(b"z")
     assert again.restore(b"z", bytes(len(record))) == b"" and b"z" not in again._count
+
+
+# -- updates of several steps ------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.integers(1, 9), VECTORS),
+                max_size=30), st.sampled_from(SCHEDULES), st.sampled_from([0.0, 0.1]))
+def test_an_update_of_several_steps_is_measured_by_the_sum_of_their_sizes(
+        updates, schedule, regularisation):
+    screen = make_screen(schedule=schedule, regularisation=regularisation)
+    taken: dict[bytes, int] = {}
+    for name, steps, gradient in updates:
+        first = taken.get(name, 0) + 1
+        taken[name] = first + steps - 1
+        eta = sum(step_size(screen._training, t) for t in range(first, first + steps))
+        said = gradient * min(1.0, 0.3 * CLIP / max(1e-9, np.linalg.norm(gradient)))
+        delta = eta * (said - regularisation * np.ones(3))
+        update = screen.look(name, np.ones(3), delta, None, steps)
+        assert np.allclose(update.gradient, said, atol=1e-6) and update.steps == steps
+
+
+def test_an_update_of_several_steps_may_be_as_many_times_as_long():
+    screen = make_screen()
+    for steps in (1, 7, 1000):
+        update = screen.look(b"a", ZERO, np.array([0, 1e6, 0]), None, steps)
+        assert np.linalg.norm(update.step) == pytest.approx(steps * CLIP)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(1, 1000), st.floats(0.0, 5.0)), min_size=2, max_size=6),
+       st.floats(0.01, 0.2))
+def test_no_honest_client_is_cut_harder_than_if_all_made_one_step_each_time(others, signal):
+    """Lengths are signal and noise of as many steps, without chance."""
+    def shares(count):
+        screen = make_screen()
+        found = []
+        for _ in range(9):
+            for k, (steps, noise) in enumerate(others):
+                steps = count(steps)
+                length = np.hypot(signal, noise / np.sqrt(steps))
+                update = screen.look(b"%d" % k, ZERO, steps * np.array([0, length, 0]), None, steps)
+                found.append(np.linalg.norm(update.step) / (steps * length))
+        return np.array(found[-len(others):])
+
+    assert (shares(lambda steps: steps) >= shares(lambda steps: 1) * (1 - 1e-9)).all()
+
+
+@settings(deadline=None)
+@given(st.floats(1e-6, 10.0), st.integers(1, 1000))
+def test_whoever_says_too_many_steps_gains_nothing_that_as_many_updates_would_not_give(
+        length, lies):
+    def world():
+        screen = make_screen()
+        for _ in range(20):
+            send(screen, b"usual", 0.2)
+        return screen
+
+    one, many = world(), world()
+    at_once = many.look(b"x", ZERO, np.array([0, length * lies, 0]), None, lies).step
+    assert np.linalg.norm(at_once) <= lies * send(one, b"x", length) * (1 + 1e-9)
+
+
+def test_those_who_make_many_steps_do_not_bind_those_who_make_one():
+    screen = make_screen()
+    for _ in range(20):
+        # The same noise, of 0.4 in each step.
+        screen.look(b"many", ZERO, 100 * np.array([0, 0.04, 0]), None, 100)
+        single = send(screen, b"one", 0.4)
+    assert single == 0.4
+
+
+def test_a_liar_about_steps_makes_newcomers_steps_no_shorter_after_a_restart():
+    screen, again = make_screen(schedule="1/t"), make_screen(schedule="1/t")
+    for _ in range(10):
+        for name in (b"a", b"b", b"c"):
+            send(screen, name, 0.1)
+        screen.look(b"liar", ZERO, ZERO, None, 1000)
+    for name in (b"a", b"b", b"c", b"liar"):
+        again.restore(name, screen.record(name))
+    assert send(again, b"late", 9.0) == pytest.approx(CLIP / 11, rel=0.3)
+
+
+def test_whoever_was_restored_and_forgotten_is_no_trouble():
+    screen = make_screen()
+    send(screen, b"a", 0.1, 9)
+    again = make_screen()
+    again.restore(b"a", screen.record(b"a"))
+    again.forget(b"a")
+    assert send(again, b"b", 0.1) == 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -326,13 +327,13 @@ def test_the_budget_stops_exactly(tmp_path):
         allowed = budget.remaining
         assert budget.spent() == 0
         for index in range(1, allowed + 1):
-            assert budget.spend() == index
+            assert budget.spend(1) == range(index, index + 1)
             assert budget.remaining == allowed - index
             assert budget.spent() <= 3.0
         assert epsilon_total({release: allowed + 1}, 1e-6) > 3.0
         size = ledger.path.stat().st_size
         with pytest.raises(Problem) as refused:
-            budget.spend()
+            budget.spend(1)
         assert refused.value.kind is BUDGET_SPENT
         assert refused.value.details == {
             "spent": number(budget.spent()), "budget": "3", "delta": 1e-6}
@@ -340,7 +341,7 @@ def test_the_budget_stops_exactly(tmp_path):
         assert ledger.count("barley") == allowed
     with Ledger(tmp_path, PRINT) as ledger:  # nor after starting again
         with pytest.raises(Problem) as refused:
-            Budget(ledger, "barley", release, 3.0, 1e-6).spend()
+            Budget(ledger, "barley", release, 3.0, 1e-6).spend(1)
         assert refused.value.kind is BUDGET_SPENT
         assert Budget(ledger, "barley", release, 4.0, 1e-6).remaining > 0
         with pytest.raises(Problem) as refused:  # and there is nothing left for another task
@@ -355,9 +356,9 @@ def test_two_tasks_share_what_the_data_set_has(tmp_path):
         allowed = barley.remaining
         assert oats.remaining == allowed
         for _ in range(4):
-            barley.spend()
+            barley.spend(1)
         assert oats.remaining == allowed - 4
-        assert [oats.spend() for _ in range(allowed - 4)][-1] == allowed - 4
+        assert [oats.spend(1) for _ in range(allowed - 4)][-1].start == allowed - 4
         assert barley.remaining == oats.remaining == 0
         assert barley.spent() == oats.spent() == ledger.total(1e-6) <= 3.0
         assert ledger.total(1e-6, "barley") < 3.0
@@ -389,3 +390,81 @@ def test_remaining_agrees_with_the_total_whatever_was_spent_before(tmp_path_fact
 
         assert total(remaining + 1) > 5.0
         assert remaining == 0 or total(remaining) <= 5.0
+
+
+# -- several at once ---------------------------------------------------------------------------
+
+
+def test_several_are_written_in_one_go_and_counted_as_if_one_by_one(tmp_path, monkeypatch):
+    with Ledger(tmp_path / "one", PRINT) as one, Ledger(tmp_path / "many", PRINT) as many:
+        for _ in range(7):
+            one.spend("barley", WHEAT)
+        synced = []
+        real = os.fdatasync
+        monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(fd) or real(fd))
+        assert [many.spend("barley", WHEAT, count) for count in (3, 4)] == [1, 4]
+        assert len(synced) == 2
+        assert many.path.read_bytes() == one.path.read_bytes()
+        assert many.counts() == one.counts() == {WHEAT: 7}
+        with pytest.raises(ValueError, match="0 releases"):
+            many.spend("barley", WHEAT, 0)
+    with Ledger(tmp_path / "many", PRINT) as again:
+        assert again.spend("barley", WHEAT) == 8
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.sampled_from(["barley", "oats"]), st.sampled_from([WHEAT, RYE]),
+                          st.integers(1, 5)), min_size=1, max_size=6), st.data())
+def test_a_torn_batch_counts_its_whole_lines_and_no_more(tmp_path_factory, batches, data):
+    directory = tmp_path_factory.mktemp("ledger")
+    with Ledger(directory, PRINT) as ledger:
+        for task, kind, count in batches[:-1]:
+            ledger.spend(task, kind, count)
+        before = sum(ledger.counts().values())
+        size = ledger.path.stat().st_size
+        ledger.spend(*batches[-1])
+    whole = ledger.path.read_bytes()
+    cut = data.draw(st.integers(size, len(whole)))
+    ledger.path.write_bytes(whole[:cut])
+    lines = whole[size:cut].split(b"\n")
+    least = sum(b" spend " in line for line in lines[:-1])
+    with Ledger(directory, PRINT) as again:
+        count = sum(again.counts().values()) - before
+        assert least <= count <= least + 1 and count <= batches[-1][2]
+        assert again.spend("barley", WHEAT) == again.count("barley")
+
+
+def test_a_batch_that_cannot_be_written_is_none_at_all(tmp_path, monkeypatch):
+    with Ledger(tmp_path, PRINT) as ledger:
+        ledger.spend("barley", WHEAT, 2)
+        real = os.write
+
+        def full(fd, raw):
+            if len(raw) < 60:
+                raise OSError(errno.ENOSPC, "no space left")
+            return real(fd, raw[:60])  # two lines and a half
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(Problem) as caught:
+                ledger.spend("barley", WHEAT, 5)
+        assert caught.value.kind is DISK
+        assert ledger.count("barley") == 2
+        assert ledger.spend("barley", WHEAT, 3) == 3
+    with Ledger(tmp_path, PRINT) as again:
+        assert again.count("barley") == 5
+
+
+def test_a_budget_gives_as_many_as_are_left(tmp_path):
+    release = plain(0.3)
+    with Ledger(tmp_path, PRINT) as ledger:
+        budget = Budget(ledger, "barley", release, 3.0, 1e-6)
+        allowed = budget.remaining
+        most = allowed - 2
+        assert budget.spend(most) == range(1, most + 1)
+        assert budget.spend(10) == range(most + 1, allowed + 1)
+        assert budget.remaining == 0 and budget.spent() <= 3.0
+        with pytest.raises(Problem) as refused:
+            budget.spend(10)
+        assert refused.value.kind is BUDGET_SPENT
+        assert ledger.count("barley") == allowed

@@ -24,7 +24,7 @@ from accord.control import Socks
 from accord.files import write_whole
 from accord.messages import SignedTask, encode
 from accord.model_file import read_model, write_model
-from accord.task import sign
+from accord.task import Training, sign
 from client import agent, cli
 from client.session import load_session, save_session
 
@@ -70,7 +70,7 @@ def test_from_join_to_predict(world: World) -> None:
     end = events[-1]
     assert set(end) == {"event", "outcome", "updates", "epsilon_total", "guess", "sure", "noise",
                         "delta", "epsilon", "batch", "rows", "min_clients", "model", "seconds",
-                        "strikes", "struck", "judged"}
+                        "strikes", "struck", "judged", "local_steps"}
     assert (end["event"], end["outcome"], end["updates"]) == ("end", "published", 5)
     assert (end["epsilon"], end["batch"], end["rows"], end["min_clients"]) == (1.0, 50, 211, 2)
     assert end["model"] == str(world.model) and 0 < end["epsilon_total"] < 8  # type: ignore[operator]
@@ -513,3 +513,100 @@ def test_help_has_an_example(name: str) -> None:
     assert told.exit_code == 0 and "Example" in told.stdout and f"tormentor {name} " in told.stdout
 
 
+# -- local steps -----------------------------------------------------------------------------
+def in_steps(world: World, most: int, **training: object) -> None:
+    """Let the task allow so many."""
+    broker = world.broker
+    broker.task = make_task(training=Training(
+        max_updates=10, local_steps=most, **training))  # type: ignore[arg-type]
+    broker.signed = sign(broker.task, CURATOR)
+
+
+@pytest.mark.parametrize(("typed", "each", "precision"), [
+    ((), 4, "float32"), (("--local-steps", 3), 3, "float16"), (("--local-steps", 1), 1, "float32")])
+def test_updates_are_of_as_many_steps_as_wished_and_each_is_paid_for(
+    world: World, typed: tuple[object, ...], each: int, precision: str
+) -> None:
+    in_steps(world, 4, precision=precision)
+    joined = world.join(*typed, "--json")
+    assert joined.exit_code == 0, joined.output
+    told = lines(joined.stdout)[-1]
+    assert told["local_steps"] == each == load_session(world.session).local_steps
+    assert told["updates"] == -(-told["steps"] // each)  # type: ignore[operator]
+    solved = world.run("solve", "--json")
+    assert solved.exit_code == 0, solved.output
+    assert world.broker.steps == [each] * 5
+    end = lines(solved.stdout)[-1]
+    assert end["updates"] == 5 * each == world.paid() and end["local_steps"] == each
+    assert read_model(world.model.read_bytes(), "it", ONION).updates == 5
+
+
+def test_what_several_steps_mean_is_said_in_words(world: World) -> None:
+    in_steps(world, 4)
+    said = " ".join(world.join().stderr.split())
+    for part in ("in updates of up to 4 private steps", "each update is 4 private steps",
+                 "50 drawn for each step", "how many steps each is"):
+        assert part in said
+    solved = world.run("solve")
+    assert "We paid for 20 private steps" in solved.output, solved.output
+
+
+@pytest.mark.slow
+def test_a_price_is_for_all_steps(world: World) -> None:
+    in_steps(world, 8)
+    prices = {}
+    for each in (1, 8):
+        told = lines(world.join("--local-steps", each, "--again", "--json").stdout)[-1]
+        prices[each] = told
+        assert told["updates_expected"] == prices[1]["updates_expected"]
+    assert prices[8]["epsilon_update"] == pytest.approx(
+        8 * prices[1]["epsilon_update"])  # type: ignore[operator]
+    assert prices[8]["epsilon_expected"] > prices[1]["epsilon_expected"]  # type: ignore[operator]
+    assert prices[8]["steps"] == prices[1]["steps"]
+    # And where the total is what was named, more steps have more noise each.
+    noise = [lines(world.run("join", ONION, "--data", world.data, "--min-clients", 2, "--budget", 2,
+                             "--output", world.model, "--local-steps", each, "--again",
+                             "--json").stdout)[-1] for each in (1, 8)]
+    assert noise[1]["noise_ratio"] > 2 * noise[0]["noise_ratio"]  # type: ignore[operator]
+    for told in noise:
+        assert told["epsilon_expected"] <= 2.0 and told["updates"] >= told["updates_expected"]  # type: ignore[operator]
+
+
+def test_a_last_update_has_what_is_left_of_the_budget(world: World) -> None:
+    in_steps(world, 4)
+    told = lines(world.join("--budget", 5, "--json").stdout)[-1]
+    paid = int(told["steps"])  # type: ignore[call-overload]
+    world.broker.publish_after = 1000
+    done = world.run("solve", "--json", "--no-wait")
+    assert done.exit_code == 10, done.output
+    assert world.paid() == paid == sum(world.broker.steps)
+    assert set(world.broker.steps[:-1]) <= {4} and world.broker.steps[-1] == (paid - 1) % 4 + 1
+
+
+@pytest.mark.parametrize(("steps", "what"), [
+    (0, "must be from 1 to 1,000, not 0"), (1001, "must be from 1 to 1,000, not 1001"),
+    (5, "is 5 and the task allows 4 at most")])
+def test_other_numbers_of_steps_are_refused(world: World, steps: int, what: str) -> None:
+    in_steps(world, 4)
+    told = world.join("--local-steps", steps, "--json")
+    refused(told, 2, "bad-option")
+    assert f"--local-steps {what}" in json.loads(told.stdout)["sentence"].replace(":", "")
+    untouched(world)
+
+
+def test_whoever_joins_again_keeps_the_number_of_steps(world: World) -> None:
+    in_steps(world, 4)
+    assert world.join("--local-steps", 2).exit_code == 0
+    assert world.join().exit_code == 0
+    assert load_session(world.session).local_steps == 2
+    told = world.join("--local-steps", 3, "--json")
+    refused(told, 2, "unfinished")
+    assert "with another --local-steps;" in json.loads(told.stdout)["sentence"]
+    # A session from before there were such, or changed by hand, gets nobody struck.
+    raw = json.loads(world.session.read_text())
+    del raw["local_steps"]
+    world.session.write_text(json.dumps(raw))
+    assert load_session(world.session).local_steps == 1
+    world.session.write_text(json.dumps(raw | {"local_steps": 900}))
+    assert world.run("solve", "--json").exit_code == 0
+    assert world.broker.steps == [4] * 5

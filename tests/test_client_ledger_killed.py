@@ -27,6 +27,7 @@ RIGHT = {
 WRONG = [
     # None of these is an invention: each is a mistake that a change could make.
     ("calls", "NeverSyncs"), ("successors", "NeverSyncs"), ("recoveries", "NeverSyncs"),
+    ("calls", "SyncsTheFirst"), ("torn", "SyncsTheFirst"),
     ("calls", "CutsTooMuch"), ("torn", "CutsTooMuch"), ("recoveries", "CutsTooMuch"),
     ("torn", "WritesLater"), ("calls", "NoNames"), ("successors", "NoNames"), ("torn", "Fussy"),
     ("torn", "CountsTwice"), ("sessions", "in_place"), ("sessions", "unsynced"),

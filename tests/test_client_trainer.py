@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from accord.messages import vector_to_wire
 from accord.problems import BUDGET_SPENT, Problem
 from accord.task import Task, Training
 from client import trainer as module
 from client.dataset import Dataset, load
 from client.noise import ROUNDS, ChaCha, Floats, Release
-from client.trainer import Trainer, _shrink
+from client.trainer import Trainer, _rounded, shortened
 
 BATCH = 20
 
@@ -31,7 +34,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def trainer(data: Dataset, task: Task | None = None, t: int = 1, epsilon: float = 1.0) -> Trainer:
-    return Trainer(task or make_task(), data, Release(epsilon, BATCH, 100, 5), lambda: t)
+    return Trainer(task or make_task(), data, Release(epsilon, BATCH, 100, 5),
+                   lambda count: range(t, t + 1))
+
+
+def once(count: int) -> range:
+    return range(1, 2)
 
 
 def rng() -> np.random.Generator:
@@ -42,7 +50,7 @@ def test_a_step_is_what_the_formula_says(data: Dataset) -> None:
     training = Training(step=0.5, regularisation=0.1, max_norm=1e6, schedule="1/sqrt(t)")
     task = make_task(training=training)
     weights = np.linspace(-1, 1, task.dimension)
-    delta = trainer(data, task, t=4, epsilon=1e6).step(weights, rng())
+    delta = trainer(data, task, t=4, epsilon=1e6).update(weights, rng()).delta
     chosen = rng().choice(100, size=BATCH, replace=False, shuffle=False)
     rows, labels = data.rows[chosen], data.labels[chosen]
     gradients = (1 / (1 + np.exp(-rows @ weights)) - labels)[:, None] * rows
@@ -67,7 +75,7 @@ def test_the_batch_is_exactly_b_rows_without_replacement(
     counts = np.zeros(100)
     generator = rng()
     for _ in range(300):
-        trainer(unlike).step(np.zeros(data.rows.shape[1]), generator)
+        trainer(unlike).update(np.zeros(data.rows.shape[1]), generator)
         gradients = seen.pop()
         assert len(gradients) == BATCH == len(np.unique(gradients, axis=0))
         own = (0.5 - unlike.labels)[:, None] * unlike.rows
@@ -95,9 +103,10 @@ def batches(n: int, b: int, count: int, monkeypatch: pytest.MonkeyPatch) -> list
 
     monkeypatch.setattr(module, "release", release)
     kind = Release(1.0, b, n, task.dimension)
-    client = Trainer(task, Dataset(rows, np.zeros(n), "", Path()), kind, lambda: 1)
+    client = Trainer(task, Dataset(rows, np.zeros(n), "", Path()), kind, once)
     for step in range(count):
-        client.step(np.zeros(task.dimension), np.random.Generator(ChaCha(key=step, rounds=ROUNDS)))
+        client.update(
+            np.zeros(task.dimension), np.random.Generator(ChaCha(key=step, rounds=ROUNDS)))
     return seen
 
 
@@ -128,7 +137,7 @@ def test_noise_is_of_the_kind_that_the_ledger_is_told(
     monkeypatch.setattr(module, "release", release)
     for kind in (Release(0.3, BATCH, 100, 5), Release(0.3, 7, 100, 5, "gaussian", 1e-6)):
         generator = rng()
-        Trainer(make_task(), data, kind, lambda: 1).step(np.zeros(5), generator)
+        Trainer(make_task(), data, kind, once).update(np.zeros(5), generator)
         gradients, clip, passed, source = told.pop()
         assert (clip, passed, source) == (make_task().training.clip, kind, generator)
         assert np.shape(gradients) == (kind.batch, 5)
@@ -138,8 +147,8 @@ def test_a_step_of_gaussian_noise_is_as_long_as_the_kind_says(data: Dataset) -> 
     kind = Release(0.1, BATCH, 100, 5, "gaussian", 1e-6)
     task = make_task(training=Training(step=1.0, schedule="constant", regularisation=0.0,
                                        clip=1.0, max_norm=1e9))
-    client, generator = Trainer(task, data, kind, lambda: 1), rng()
-    squares = [float(np.square(client.step(np.zeros(5), generator), dtype=float).sum())
+    client, generator = Trainer(task, data, kind, once), rng()
+    squares = [float(np.square(client.update(np.zeros(5), generator).delta, dtype=float).sum())
                for _ in range(2_000)]
     # chi-squared with 5 degrees of freedom and a gradient of a hundredth; 5 standard errors
     assert np.mean(squares) == pytest.approx(
@@ -151,11 +160,11 @@ def test_a_step_of_gaussian_noise_is_as_long_as_the_kind_says(data: Dataset) -> 
     Release(1.0, BATCH, 100, 6, "gaussian", 1e-6)])
 def test_a_kind_of_other_data_or_another_task_is_refused(data: Dataset, kind: Release) -> None:
     with pytest.raises(ValueError, match="not of this data and task"):
-        Trainer(make_task(), data, kind, lambda: 1)
+        Trainer(make_task(), data, kind, once)
 
 
 def test_nothing_is_looked_at_that_is_not_paid_for(data: Dataset) -> None:
-    def spend() -> int:
+    def spend(count: int) -> range:
         raise Problem(BUDGET_SPENT, spent=1.0, budget=1.0, delta=1e-6)
 
     class Untouchable:
@@ -172,13 +181,13 @@ def test_nothing_is_looked_at_that_is_not_paid_for(data: Dataset) -> None:
     kind = Release(1.0, BATCH, 100, 5)
     poor = Trainer(make_task(), Closed(), kind, spend)  # type: ignore[arg-type]
     with pytest.raises(Problem) as caught:
-        poor.step(np.zeros(5), Untouchable())  # type: ignore[arg-type]
+        poor.update(np.zeros(5), Untouchable())  # type: ignore[arg-type]
     assert caught.value.kind is BUDGET_SPENT
 
 
 def test_the_noise_is_fresh(data: Dataset) -> None:
     generator = rng()
-    steps = [trainer(data).step(np.zeros(5), generator).tobytes() for _ in range(20)]
+    steps = [trainer(data).update(np.zeros(5), generator).delta.tobytes() for _ in range(20)]
     assert len(set(steps)) == 20
 
 
@@ -189,7 +198,8 @@ def test_the_noise_is_fresh(data: Dataset) -> None:
 )
 def test_never_longer_than_the_bound(vector: list[float], bound: float) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
-        short = _shrink(np.array(vector), bound)
+        within = shortened(np.array(vector), bound * (1 - 1e-6))
+        short = _rounded(within, np.float32, bound)
     assert short.dtype == np.float32 and np.isfinite(short).all()
     assert np.linalg.norm(short.astype(np.float64)) <= bound
 
@@ -201,5 +211,97 @@ def test_absurd_constants_give_a_finite_step(
 ) -> None:
     training = Training(step=1e9, regularisation=1.0, clip=1e9, max_norm=1e9)
     task = make_task(training=training)
-    delta = trainer(data, task, epsilon=epsilon).step(np.full(5, weights), rng())
+    delta = trainer(data, task, epsilon=epsilon).update(np.full(5, weights), rng()).delta
     assert np.isfinite(delta).all() and np.linalg.norm(delta.astype(float)) <= 1e9
+
+
+# -- several steps in an update ----------------------------------------------------------------
+
+
+def counted(count: int) -> Callable[[int], range]:
+    """A ledger that allows so many steps in all."""
+    spent = 0
+
+    def spend(wanted: int) -> range:
+        nonlocal spent
+        first, spent = spent + 1, min(count, spent + wanted)
+        return range(first, spent + 1)
+
+    return spend
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.integers(1, 12), seed=st.integers(0, 2**32),
+       schedule=st.sampled_from(["constant", "1/t", "1/sqrt(t)"]),
+       max_norm=st.sampled_from([0.01, 0.3, 1e6]), epsilon=st.sampled_from([0.1, 1e6]))
+def test_an_update_of_several_steps_is_as_many_updates_of_one(
+    data: Dataset, steps: int, seed: int, schedule: Any, max_norm: float, epsilon: float
+) -> None:
+    training = Training(step=0.5, regularisation=0.05, max_norm=max_norm, schedule=schedule,
+                        local_steps=12)
+    task, kind = make_task(training=training), Release(epsilon, BATCH, 100, 5)
+    start = np.linspace(-1, 1, 5)
+    many = Trainer(task, data, kind, counted(99), local_steps=steps)
+    made = many.update(start, np.random.default_rng(seed))
+    one = Trainer(task, data, kind, counted(99))
+    weights, generator = start, np.random.default_rng(seed)
+    for _ in range(steps):
+        delta, number = one.update(weights, generator)
+        assert number == 1
+        weights = weights + delta
+    assert made.steps == steps and made.delta.dtype == np.float32
+    assert np.allclose(made.delta, weights - start, rtol=1e-4, atol=1e-5 * np.abs(weights).max())
+    assert np.linalg.norm(made.delta.astype(float)) <= steps * max_norm
+    if steps == 1:
+        assert np.array_equal(made.delta, delta)
+
+
+def test_at_the_end_of_a_budget_an_update_has_fewer_steps(data: Dataset) -> None:
+    task = make_task(training=Training(local_steps=10))
+    client = Trainer(task, data, Release(1.0, BATCH, 100, 5), counted(13), local_steps=10)
+    generator = rng()
+    assert [client.update(np.zeros(5), generator).steps for _ in range(2)] == [10, 3]
+
+
+def test_every_step_has_a_batch_and_noise_of_its_own(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bytes] = []
+    noises: list[bytes] = []
+    real = module.release
+
+    def release(gradients: Floats, *rest: Any) -> Floats:
+        noised = real(gradients, *rest)
+        seen.append(gradients.tobytes())
+        noises.append((noised - gradients.mean(axis=0)).tobytes())
+        return noised
+
+    monkeypatch.setattr(module, "release", release)
+    task = make_task(training=Training(local_steps=20))
+    Trainer(task, data, Release(1.0, BATCH, 100, 5), counted(99), local_steps=20).update(
+        np.zeros(5), rng())
+    assert len(set(seen)) == len(set(noises)) == 20
+
+
+@pytest.mark.parametrize("steps", [0, 6])
+def test_more_steps_than_the_task_allows_are_refused(data: Dataset, steps: int) -> None:
+    task = make_task(training=Training(local_steps=5))
+    with pytest.raises(ValueError, match="steps are not what the task allows"):
+        Trainer(task, data, Release(1.0, BATCH, 100, 5), once, local_steps=steps)
+
+
+@settings(max_examples=100, deadline=None)
+@given(max_norm=st.floats(1e-9, 6e4), epsilon=st.sampled_from([1e-3, 1.0, 1e6]),
+       steps=st.integers(1, 3))
+def test_in_float16_no_update_is_longer_than_the_bound_or_infinite(
+    data: Dataset, max_norm: float, epsilon: float, steps: int
+) -> None:
+    training = Training(step=100.0, max_norm=max_norm / steps, local_steps=steps,
+                        precision="float16")
+    task = make_task(training=training)
+    client = Trainer(task, data, Release(epsilon, BATCH, 100, 5), counted(9), local_steps=steps)
+    delta = client.update(np.zeros(5), rng()).delta
+    assert delta.dtype == np.float16 and np.isfinite(delta).all()
+    assert np.linalg.norm(delta.astype(float)) <= max_norm
+    # What travels is what was made, to the last bit.
+    assert np.frombuffer(vector_to_wire(delta, "float16"), "<f2").tobytes() == delta.tobytes()

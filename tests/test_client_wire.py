@@ -203,7 +203,7 @@ def train(home: Path, wishes: dict[str, Any]) -> Training:
                 case "push":
                     given = work[told["ticket"]]
                     # The first solution there is: which one it is tells nothing.
-                    assert told == {"type": "push", "ticket": given.ticket,
+                    assert told == {"type": "push", "ticket": given.ticket, "steps": 1,
                                     "solution": first_solution(given.lock, given.difficulty)}
                 case "pull":
                     assert told == {"type": "pull"}

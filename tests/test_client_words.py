@@ -9,6 +9,7 @@ from client_world import CURATOR, make_task
 from rich.console import Console
 
 from accord.messages import AdmissionPuzzle
+from accord.solver import MISSING
 from accord.task import Puzzles, Task, Training, Validation, sign
 from client import progress
 from client.briefing import (
@@ -24,6 +25,7 @@ from client.events import (
     Event,
     Following,
     Late,
+    Searching,
     Silent,
     Solving,
     Spent,
@@ -171,10 +173,19 @@ def test_a_task_fits_eighty_columns() -> None:
     (Following("gathering", 1, 2, 0, 1000, 9000.0),
      "Training has not begun (1 of 2 clients); the model comes at the latest in 2 h 30 min. "
      + NEED_NOT),
-    (Solving(False, 100, 1000.0, 100.0),
-     "Solving an update's puzzle: 100 tries at 100 a second; it takes 10 s on average."),
-    (Solving(True, 100, 10.0, 1000.0),
-     "Solving the admission puzzle: 100 tries at 1,000 a second; it takes 1 s on average."),
+    (Solving(False, 100, 1000.0, 100.0, "hashlib", 1),
+     "Solving an update's puzzle: 100 tries at 100 a second (hashlib); it takes 10 s on average."),
+    (Solving(True, 100, 10.0, 1000.0, "compiled", 1),
+     "Solving the admission puzzle: 100 tries at 1,000 a second (compiled); it takes 1 s on "
+     "average."),
+    (Searching("compiled", 97_100_000.0, 1, ""),
+     "Solver: compiled, 97.1 million hashes a second on 1 core."),
+    (Searching("hashlib", 1_040_000.0, 2, MISSING),
+     "Solver: hashlib, 1.0 million hashes a second on 2 cores; pip install 'tormentor[fast]' makes "
+     "it tens of times faster."),
+    (Searching("hashlib", 450_000.0, 1, "its results are wrong on this machine"),
+     "Solver: hashlib, 0.5 million hashes a second on 1 core; not the compiled one, as its "
+     "results are wrong on this machine."),
     (Struck(1, 3, 8),
      "The broker has given us 1 strike: our updates oppose the curator's validation set. Who is "
      "wrong, we or that set, nobody here knows. Clients judged: 8; struck: 3."),

@@ -21,7 +21,7 @@ from accord.problems import EXIT_AUDIT
 from client import noise
 from client import trainer as training
 from client.noise import Floats, Release, clip_rows, draw
-from client.trainer import Trainer
+from client.trainer import Made, Trainer
 from lab.audit import CLIP, REHEARSALS, Game, Verdict, judge, play
 
 pytestmark = pytest.mark.slow
@@ -117,20 +117,20 @@ def finite_pool(patch: pytest.MonkeyPatch) -> None:
 
 
 def _step(choose: Callable[[Trainer, np.random.Generator], np.ndarray]) -> object:
-    """:meth:`Trainer.step` with another way to draw a batch; the divisor is as told."""
-    def step(self: Trainer, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """:meth:`Trainer.update` with another way to draw a batch; the divisor is as told."""
+    def update(self: Trainer, weights: np.ndarray, rng: np.random.Generator) -> Made:
         chosen = choose(self, rng)
         gradients = OBJECTIVES["logistic"].gradients(
             weights, self.data.rows[chosen], self.data.labels[chosen])
         clipped = clip_rows(gradients, CLIP).sum(axis=0) + draw(self.kind, CLIP, rng)
-        return np.asarray(-clipped / self.kind.batch, dtype=np.float32)
+        return Made(np.asarray(-clipped / self.kind.batch, dtype=np.float32), 1)
 
-    return step
+    return update
 
 
 def larger_batch(patch: pytest.MonkeyPatch) -> None:
     """Four times the rows that the ledger is told of."""
-    patch.setattr(training.Trainer, "step", _step(
+    patch.setattr(training.Trainer, "update", _step(
         lambda self, rng: rng.choice(self.kind.rows, 4 * self.kind.batch, replace=False)))
 
 
@@ -141,12 +141,12 @@ def canary_always(patch: pytest.MonkeyPatch) -> None:
         rest = np.delete(np.arange(self.kind.rows), canary)
         return np.append(rng.choice(rest, self.kind.batch - 1, replace=False), canary)
 
-    patch.setattr(training.Trainer, "step", _step(choose))
+    patch.setattr(training.Trainer, "update", _step(choose))
 
 
 def first_rows(patch: pytest.MonkeyPatch) -> None:
     """Batches are taken from the top of the table."""
-    patch.setattr(training.Trainer, "step", _step(lambda self, rng: np.arange(self.kind.batch)))
+    patch.setattr(training.Trainer, "update", _step(lambda self, rng: np.arange(self.kind.batch)))
 
 
 LONG = {"updates": 10, "epsilon": 0.2}

@@ -125,10 +125,14 @@ def test_tables_and_plots(tmp_path: Path) -> None:
     finished = [Finished(cell, fabricate(cell)) for cell in fig5.cells(True, 2)]
     lines = page(*fig5.tables(finished)).splitlines()
     small = next(line.split() for line in lines if line.split()[:2] == ["0.5", "10"])
-    assert small[2:] == ["0.123", "1", "0.900", "35.0", "0.0", "0.600", "never",
+    assert small[2:] == ["0.123", "1", "0.900", "35.0", "35.0–35.0", "0.600", "never",
                          "0.1", "0.610", "35.0", "0.600", "never"]
     large = next(line.split() for line in lines if line.split()[:2] == ["∞", "100"])
     assert large[2] == "∞" and large[8] == "100"
     assert {path.name for path in fig5.plots(finished, tmp_path)} == {
-        "figure5-loss.png", "figure5-error.png"}
+        "figure5-loss.png", "figure5-error.png", "figure5-loss.svg", "figure5-error.svg"}
+    assert fig5.measures(finished[0])["there"] is None
+    header, first, *_ = fig5.series(finished)
+    assert header == ["part", "epsilon", "batch", "step", "seed", "updates", "loss", "error", "auc"]
+    assert first == ["curves", None, 1, 1.0, 0, 1, 0.69, 0.5, 0.5]
     assert fig5.tables([]) == [] and fig5.plots([], tmp_path) == []

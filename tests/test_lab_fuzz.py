@@ -107,13 +107,14 @@ def decoder_raises_another_thing(patch: pytest.MonkeyPatch) -> None:
 
 def a_broker_trusts_the_length_of_a_delta(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Brokerage, "_delta",
-                  lambda self, raw: np.frombuffer(raw[: len(raw) // 4 * 4], "<f4"))
+                  lambda self, push: np.frombuffer(
+                      push.delta[: len(push.delta) // 4 * 4], "<f4"))
 
 
 def a_broker_takes_what_is_not_finite(patch: pytest.MonkeyPatch) -> None:
-    def delta(self, raw):
-        found = np.frombuffer(raw, "<f4") if len(raw) == 4 * self.task.dimension else None
-        return found
+    def delta(self, push):
+        raw = push.delta
+        return np.frombuffer(raw, "<f4") if len(raw) == 4 * self.task.dimension else None
 
     patch.setattr(Brokerage, "_delta", delta)
 
@@ -121,7 +122,7 @@ def a_broker_takes_what_is_not_finite(patch: pytest.MonkeyPatch) -> None:
 def a_client_works_on_what_is_not_finite(patch: pytest.MonkeyPatch) -> None:
     from client import session
 
-    def read(raw, dimension):
+    def read(raw, dimension, precision):
         return np.frombuffer(raw, "<f4") if len(raw) == 4 * dimension else None
 
     patch.setattr(session, "vector_from_wire", read)

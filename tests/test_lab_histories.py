@@ -266,10 +266,10 @@ def who_left_counts(patch: pytest.MonkeyPatch) -> None:
 
 
 def nan_passes(patch: pytest.MonkeyPatch) -> None:
-    def delta(self, raw):
-        if len(raw) != 4 * self.task.dimension:
+    def delta(self, push):
+        if len(push.delta) != 4 * self.task.dimension:
             return None
-        found = np.frombuffer(raw, "<f4").astype(np.float64)
+        found = np.frombuffer(push.delta, "<f4").astype(np.float64)
         return None if np.linalg.norm(found) > self.task.training.max_norm else found
 
     patch.setattr(Brokerage, "_delta", delta)
@@ -278,7 +278,7 @@ def nan_passes(patch: pytest.MonkeyPatch) -> None:
 def any_length_passes(patch: pytest.MonkeyPatch) -> None:
     """The norm of an update is not looked at."""
     patch.setattr(Brokerage, "_delta",
-                  lambda self, raw: vector_from_wire(raw, self.task.dimension))
+                  lambda self, push: vector_from_wire(push.delta, self.task.dimension))
 
 
 def nobody_is_put_out(patch: pytest.MonkeyPatch) -> None:

@@ -93,10 +93,10 @@ def test_a_course_is_what_the_real_client_sends_and_the_broker_adds() -> None:
     setting = replace(PLAIN, iterations=20, epsilon=1.0, sends="honest")
     held = shards(PARTS.train, "flipped", 0)
     found = run(task(), held, setting)
-    victim = honest(task(), *held[0], setting.batch, 1.0, lambda: 1)
+    victim = honest(task(), *held[0], setting.batch, 1.0, lambda count: range(1, 2))
     chance = np.random.Generator(np.random.PCG64([setting.seed, 7, 0]))
     for weights, update in zip(found.broker.weights, found.broker.updates, strict=True):
-        assert np.array_equal(victim.step(weights, chance), update.astype(np.float32))
+        assert np.array_equal(victim.update(weights, chance).delta, update.astype(np.float32))
     # Alone with the victim, the client sees just what the broker sees, but for float32.
     assert np.allclose(found.client.updates, found.broker.updates, atol=1e-5)
     assert np.allclose(found.client.weights, found.broker.weights, atol=1e-5)
@@ -230,8 +230,8 @@ def one_release(batch: int, epsilon: float | None, weights: np.ndarray, seed: in
     """A release of the real client that holds just this batch, and the batch."""
     rows, labels = (part[10 * seed:10 * seed + batch] for part in PARTS.train)
     small = task(replace(PLAIN, training={"step": 1.0, "schedule": "constant", "clip": 0.5}))
-    stepper = honest(small, rows, labels, batch, epsilon, lambda: 1)
-    return -stepper.step(weights, rng(seed)).astype(np.float64), (rows, labels)
+    stepper = honest(small, rows, labels, batch, epsilon, lambda count: range(1, 2))
+    return -stepper.update(weights, rng(seed)).delta.astype(np.float64), (rows, labels)
 
 
 PUBLIC = PARTS.train[0][15_000:], PARTS.train[1][15_000:]
@@ -282,8 +282,9 @@ def test_noise_hides_a_row_from_one_release_and_not_from_thousands() -> None:
     weights = np.zeros(len(TEST[0]))
     rows, labels = PARTS.train[0][:1], PARTS.train[1][:1]
     small = task(replace(PLAIN, training={"step": 1.0, "schedule": "constant", "clip": 0.5}))
-    stepper = honest(small, rows, labels, 1, 10.0, lambda: 1)
-    many = -np.array([stepper.step(weights, chance) for chance in [rng()] for _ in range(3000)])
+    stepper = honest(small, rows, labels, 1, 10.0, lambda count: range(1, 2))
+    many = -np.array(
+        [stepper.update(weights, chance).delta for chance in [rng()] for _ in range(3000)])
     variance = noise_variance(len(weights), 1, 0.5, 10.0)
     assert many.var(axis=0).mean() == pytest.approx(variance, rel=0.1)
     usual = usual_at(weights)
@@ -315,8 +316,8 @@ def test_membership_is_above_chance_for_members_only() -> None:
             for i in (order[:10], order[10:210], order[210:220]))
         gradients = Noiseless(
             task(replace(PLAIN, training={"step": 1.0, "schedule": "constant"})),
-            *inside, 10, lambda: 1)
-        release = -gradients.step(weights, rng(seed)).astype(np.float64)
+            *inside, 10, lambda count: range(1, 2))
+        release = -gradients.update(weights, rng(seed)).delta.astype(np.float64)
         for name, some in (("members", inside), ("strangers", third)):
             rows, labels = (np.concatenate(both) for both in zip(some, outside, strict=True))
             scores = membership(release, weights, rows, labels, PUBLIC)
@@ -362,15 +363,15 @@ def test_tables_and_plots(tmp_path: Path) -> None:
     page = io.StringIO()
     Console(file=page, width=300).print(*inversion_report.tables(finished))
     text = page.getvalue()
-    assert "15.0 (+5.0)" in text
-    assert "30.0 (-10.0)" in text
+    assert "15.0 ± 0.0 (+5.0)" in text
+    assert "30.0 ± 0.0 (-10.0)" in text
     assert "+5.0 at ε ∞" in text
     assert "the broker, from whom no bystander hides you: +0.0 at ε 0.5" in text
     assert "0.250 (-0.25 | +0.00)" in text
     assert "62.5" in text
     assert text.count("For you who give data:") == 3 + 3 + 4
     assert {path.name for path in inversion_report.plots(finished, tmp_path)} == {
-        "figure8.png", "rows.png", "figure9.png"}
+        f"{name}.{kind}" for name in ("figure8", "rows", "figure9") for kind in ("png", "svg")}
     assert inversion_report.tables([]) == []
     assert inversion_report.plots([], tmp_path) == []
 

@@ -149,8 +149,8 @@ class Honest:
     def go(self, now: float) -> None:
         """One message and its answer."""
         if self.todo is not None:
-            delta = self.trainer.step(self.todo.weights, self.rng)
-            self.talk.answer(b"", delta, now)
+            made = self.trainer.update(self.todo.weights, self.rng)
+            self.talk.answer(b"", made.delta, now, made.steps)
             self.todo = None
         message = self.talk.sending(now)
         if message is None:
@@ -198,8 +198,9 @@ class Party:
             ledger = Ledger(self.directory / f"{self.seed}", f"{i:08x}")
             name = task_id(signed)
 
-            def spend(ledger: Ledger = ledger, name: str = name) -> int:
-                return ledger.spend(name, self.release)
+            def spend(count: int, ledger: Ledger = ledger, name: str = name) -> range:
+                first = ledger.spend(name, self.release, count)
+                return range(first, first + count)
 
             trainer = Trainer(task, Dataset(rows[mine], labels[mine], "", Path()),
                               self.release, spend)

@@ -177,5 +177,5 @@ def test_tables_and_plots(tmp_path: Path) -> None:
     best = next(line for line in lines if line[:3] == ["500", "1", "500"])
     assert best[6:8] == ["3", "0.5000"]
     assert {path.name for path in utility_report.plots(finished, tmp_path)} == {
-        "utility-alone-500.png", "utility-together-500.png"}
+        f"utility-{part}-500.{kind}" for part in ("alone", "together") for kind in ("png", "svg")}
     assert utility_report.tables([]) == [] and utility_report.plots([], tmp_path) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import numpy as np
 from accord.objective import OBJECTIVES
 from accord.schema import Schema
 from accord.task import Task, Training
-from lab.adversary import honest
+from lab.adversary import counter, honest
 from lab.setting import auc
 
 Part = tuple[np.ndarray, np.ndarray]
@@ -65,7 +64,7 @@ def train(
         seed: of all chance.
     """
     task = Task(title="An experiment", data=schema, training=training)
-    stepper = honest(task, *part, batch, epsilon, itertools.count(1).__next__)
+    stepper = honest(task, *part, batch, epsilon, counter())
     rng = np.random.Generator(np.random.PCG64(list(seed)))
     weights = mean = np.zeros(task.dimension)
     wanted = set(points)
@@ -73,7 +72,7 @@ def train(
     for t in range(1, points[-1] + 1):
         # What a client gets over the wire has the precision of float32.
         sent = weights.astype(np.float32).astype(np.float64)
-        weights = weights + stepper.step(sent, rng)
+        weights = weights + stepper.update(sent, rng).delta
         mean = averaged(mean, weights, t)
         if t in wanted:
             live.append(weights)

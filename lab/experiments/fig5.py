@@ -8,10 +8,10 @@ the whole run costs: the paper gives the epsilon of one update only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from rich import box
@@ -22,9 +22,10 @@ from accord.task import Training
 from client.accounting import epsilon_total
 from client.noise import Release
 from lab.credit import converged, deal, load
+from lab.experiments import drawing
 from lab.experiments.alone import loss_error_auc, spaced, train
+from lab.experiments.figures import curves
 from lab.experiments.frame import Cell, Finished, Outcome
-from lab.experiments.statistics import mean
 
 NAME = "fig5"
 WORDS = "Loss, error and AUC by epsilon and batch, for one client; and what each run costs."
@@ -85,6 +86,25 @@ def arrives(curve: Sequence[Sequence[float]], target: float) -> float:
     return there
 
 
+def least_rows(cell: Cell) -> int:
+    """Of which 70 % are a whole batch."""
+    return int(cell["batch"]) * 10 // 7 + 1
+
+
+def series(finished: Sequence[Finished]) -> Iterable[Sequence[Any]]:
+    """The curves."""
+    return curves(finished, ("updates", "loss", "error", "auc"))
+
+
+def measures(finished: Finished) -> dict[str, float | None]:
+    """How each training ended; ``there``: :func:`arrives`, None for never."""
+    result = finished.result
+    _, loss, error, auc = result["curve"][-1]
+    there = arrives(result["curve"], result["optimum"][1] + WITHIN)
+    return {"loss": loss, "error": error, "auc": auc, "there": None if np.isinf(there) else there,
+            "optimum_error": result["optimum"][1], "total_epsilon": result["total"]}
+
+
 class _Setting:
     """All runs of one epsilon, batch and first step."""
 
@@ -93,8 +113,9 @@ class _Setting:
         self.updates: int = group[0].cell["updates"]
         self.total: float | None = self.results[0]["total"]
         self.loss, self.error, self.auc = (
-            mean([r["curve"][-1][i] for r in self.results]) for i in (1, 2, 3))
-        self.spread = float(np.std([r["curve"][-1][2] for r in self.results]))
+            median(r["curve"][-1][i] for r in self.results) for i in (1, 2, 3))
+        errors = [100 * r["curve"][-1][2] for r in self.results]
+        self.spread = f"{min(errors):.1f}–{max(errors):.1f}"
         self.arrives = median(
             arrives(r["curve"], r["optimum"][1] + WITHIN) for r in self.results)
 
@@ -110,8 +131,8 @@ def tables(finished: Sequence[Finished]) -> list[RenderableType]:
     """One table: each epsilon and batch with the default step, and with the step that is best."""
     if not finished:
         return []
-    optimum = [mean([f.result["optimum"][i] for f in finished]) for i in range(3)]
-    nothing = mean([f.result["nothing"] for f in finished])
+    optimum = [median(f.result["optimum"][i] for f in finished) for i in range(3)]
+    nothing = median(f.result["nothing"] for f in finished)
     settings = _settings(finished)
     updates = finished[0].cell["updates"]
     table = Table(
@@ -120,8 +141,12 @@ def tables(finished: Sequence[Finished]) -> list[RenderableType]:
               f"{100 * WITHIN:g} points of the converged model's and stays. 'Costs': epsilon of "
               f"all {updates:,} updates at delta {DELTA:g}. Converged: loss {optimum[0]:.3f}, "
               f"error {100 * optimum[1]:.1f}, AUC {optimum[2]:.3f}; one answer for all: error "
-              f"{100 * nothing:.1f}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("ε", "batch", "costs", "η", "loss", "error", "±", "AUC", "there",
+              f"{100 * nothing:.1f}. Medians over {max(len(s.results) for s in settings.values())} "
+              "seeds; 'range': the error's least and greatest",
+        caption="The paper gives no numbers (section 7.2): faster and more reliable with larger "
+                "batches and larger ε; with little of both 'the model itself does not converge'.",
+        title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("ε", "batch", "costs", "η", "loss", "error", "range", "AUC", "there",
                    "best η", "loss ", "error ", "AUC ", "there "):
         table.add_column(column, justify="right")
     for epsilon, batch in dict.fromkeys((e, b) for e, b, _ in settings):
@@ -139,38 +164,35 @@ def tables(finished: Sequence[Finished]) -> list[RenderableType]:
 def _told(setting: _Setting, spread: bool) -> list[str]:
     told = [f"{setting.loss:.3f}", f"{100 * setting.error:.1f}"]
     if spread:
-        told.append(f"{100 * setting.spread:.1f}")
+        told.append(setting.spread)
     there = "never" if np.isinf(setting.arrives) else f"{setting.arrives:,.0f}"
     return [*told, f"{setting.auc:.3f}", there]
 
 
 def plots(finished: Sequence[Finished], directory: Path) -> list[Path]:
     """As figure 5: loss over updates, a panel for each epsilon and a line for each batch, with the
-    default step; and the same of the error."""
+    default step; and the same of the error. Lines are medians, areas ranges over the seeds."""
     chosen = [f for f in finished if f.cell["step"] == STEPS[0]]
     if not chosen:
         return []
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing.begin()
     epsilons = list(dict.fromkeys(f.cell["epsilon"] for f in chosen))
     written = []
     for column, name, words, limits, scale in (
             (1, "loss", "training loss", (0.4, 1.2), 1),
             (2, "error", "training error, %", (15, 50), 100)):
-        drawing, panels = pyplot.subplots(
+        picture, panels = pyplot.subplots(
             1, len(epsilons), figsize=(3.4 * len(epsilons), 3.4), sharey=True, squeeze=False)
         for axes, epsilon in zip(panels[0], epsilons, strict=True):
             for colour, batch in zip(_COLOURS, BATCHES, strict=True):
-                curves = np.array([f.result["curve"] for f in chosen if
+                points = np.array([f.result["curve"] for f in chosen if
                                    (f.cell["epsilon"], f.cell["batch"]) == (epsilon, batch)])
-                if not len(curves):
+                if not len(points):
                     continue
-                values = scale * curves[:, :, column]
-                axes.plot(curves[0, :, 0], values.mean(axis=0), color=colour, label=f"b = {batch}")
-                axes.fill_between(curves[0, :, 0], values.min(axis=0), values.max(axis=0),
+                values = scale * points[:, :, column]
+                axes.plot(points[0, :, 0], np.median(values, axis=0), color=colour,
+                          label=f"b = {batch}")
+                axes.fill_between(points[0, :, 0], values.min(axis=0), values.max(axis=0),
                                   color=colour, alpha=0.15, linewidth=0)
             axes.axhline(scale * chosen[0].result["optimum"][column - 1], color="black",
                          linewidth=0.7, linestyle=":")
@@ -179,9 +201,5 @@ def plots(finished: Sequence[Finished], directory: Path) -> list[Path]:
             axes.spines[["top", "right"]].set_visible(False)
         panels[0][0].set(ylabel=words)
         panels[0][0].legend(frameon=False)
-        drawing.tight_layout()
-        path = directory / f"figure5-{name}.png"
-        drawing.savefig(path, dpi=120)
-        pyplot.close(drawing)
-        written.append(path)
+        written += drawing.save(picture, directory, f"figure5-{name}")
     return written

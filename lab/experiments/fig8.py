@@ -19,8 +19,10 @@ from rich.console import RenderableType
 from accord.task import Task, step_size
 from lab.adversary import clipped_mean, honest
 from lab.credit import converged, deal, load
+from lab.experiments.figures import entries, points
 from lab.experiments.frame import Cell, Finished, Outcome
 from lab.experiments.inversion_course import (
+    SHARDS,
     Part,
     Setting,
     judge,
@@ -103,9 +105,9 @@ class _Place:
 
     def releases(self, data: Part, batch: int, weights: np.ndarray, count: int) -> np.ndarray:
         """What the real client sends for these weights, so many times, by minus its step size."""
-        stepper = honest(self.task, *data, batch, self.epsilon, lambda: 1)
+        stepper = honest(self.task, *data, batch, self.epsilon, lambda count: range(1, 2))
         step = step_size(self.task.training, 1)
-        return np.array([stepper.step(weights, self.rng).astype(np.float64) / -step
+        return np.array([stepper.update(weights, self.rng).delta.astype(np.float64) / -step
                          for _ in range(count)])
 
 
@@ -193,6 +195,19 @@ def members(cell: Cell, place: _Place) -> Outcome:
     return {"auc": float(np.mean(found)),
             "ledger": ledger(place.epsilon, cell["batch"], cell["held"], dimension,
                              cell["releases"])}
+
+
+def least_rows(cell: Cell) -> int:
+    """Of which 70 % are dealt to :data:`lab.experiments.inversion_course.SHARDS` clients, who hold
+    a batch each, or those whose membership is looked for among as many candidates."""
+    held = max(cell["held"], _CANDIDATES) if cell["part"] == "members" else entries(cell).get(
+        "batch", 1)
+    return int(held) * SHARDS * 10 // 7 + SHARDS
+
+
+def series(finished: Sequence[Finished]) -> Iterable[Sequence[Any]]:
+    """Every seed's figures."""
+    return points(finished)
 
 
 def tables(finished: Sequence[Finished]) -> list[RenderableType]:

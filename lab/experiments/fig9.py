@@ -15,6 +15,8 @@ from rich.console import RenderableType
 
 from lab.credit import load
 from lab.experiments.fig8 import EPSILONS
+from lab.experiments.fig8 import least_rows as least_rows
+from lab.experiments.fig8 import series as series
 from lab.experiments.frame import Cell, Finished, Outcome
 from lab.experiments.inversion_course import Setting, judge
 

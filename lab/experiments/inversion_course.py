@@ -10,8 +10,7 @@ by :class:`broker.aggregator.Aggregator`, as the brokerage does where a task has
 from __future__ import annotations
 
 import heapq
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -22,7 +21,8 @@ from accord.task import Task, step_size
 from broker.aggregator import Aggregator
 from client.accounting import epsilon_total
 from client.noise import Release
-from lab.adversary import Stepper, honest
+from client.trainer import Made
+from lab.adversary import Stepper, counter, honest
 from lab.credit import Parts, Table, converged, deal
 from lab.inversion import Seen, best_guess, distances, guesses, moments, shadow
 from lab.setting import Config, make_task
@@ -116,8 +116,8 @@ def shards(train: Part, victim: Victim, seed: int) -> list[Part]:
 class _Zeros:
     """An attacker who gives nothing, so that all that happens is others' doing."""
 
-    def step(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return np.zeros(len(weights), dtype=np.float32)
+    def update(self, weights: np.ndarray, rng: np.random.Generator) -> Made:
+        return Made(np.zeros(len(weights), dtype=np.float32), 1)
 
 
 class _World:
@@ -125,11 +125,9 @@ class _World:
 
     def __init__(self, task: Task, held: list[Part], setting: Setting) -> None:
         self.aggregator = Aggregator(task.dimension)
-        count: list[Callable[[], int]] = [
-            itertools.count(1).__next__ for _ in range(2 + setting.bystanders)]
         self.steppers: list[Stepper] = [
-            honest(task, *held[i], setting.batch, setting.epsilon, spend)
-            for i, spend in enumerate(count)]
+            honest(task, *held[i], setting.batch, setting.epsilon, counter())
+            for i in range(2 + setting.bystanders)]
         if setting.sends == "zeros":
             self.steppers[1] = _Zeros()
         self.rngs = [np.random.Generator(np.random.PCG64([setting.seed, 7, i]))
@@ -141,7 +139,7 @@ class _World:
         """Give a client the weights of now; its update for them."""
         weights = np.frombuffer(
             vector_to_wire(self.aggregator.weights), dtype="<f4").astype(np.float64)
-        delta = self.steppers[i].step(weights, self.rngs[i]).astype(np.float64)
+        delta = self.steppers[i].update(weights, self.rngs[i]).delta.astype(np.float64)
         if i < 2:
             self.given[i].append(weights)
             self.made[i].append(delta)

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
+from lab.experiments import drawing
 from lab.experiments.frame import Finished
 from lab.experiments.inversion_course import DELTA
 from lab.experiments.statistics import mean
@@ -84,7 +85,9 @@ def advantage(group: Sequence[Finished], who: str, measure: str = "disagreement"
 
 
 def _both(group: Sequence[Finished], who: str) -> str:
-    return f"{100 * _middle(group, who):.1f} ({100 * advantage(group, who):+.1f})"
+    spread = pstdev(float(f.result[who]["disagreement"]) for f in group)
+    return (f"{100 * _middle(group, who):.1f} ± {100 * spread:.1f} "
+            f"({100 * advantage(group, who):+.1f})")
 
 
 def _most(groups: Iterable[Sequence[Finished]], seats: Sequence[str]) -> str:
@@ -110,7 +113,8 @@ def _ideal(finished: list[Finished]) -> list[RenderableType]:
             f"Figure 8 of the paper: {_VICTIMS[victim]}, alone with the attacker, "
             f"{mine[0].cell['setting']['iterations']:,} updates; in % of test rows answered "
             "otherwise than by the victim's own model (in brackets the advantage over the best "
-            "guess, in points). Medians of the seeds; a broker sees the same. Without watching: a "
+            "guess, in points). Medians of the seeds, ± their standard deviation; a broker sees "
+            "the same. Without watching: a "
             f"constant answer {100 * constant:.1f} %, other people's model {100 * others:.1f} %"
             f"{_GLOBAL.get(victim, '')}",
             "attacker sends", "ε an update", f"ε in all (δ {DELTA:g})", "best guess",
@@ -145,7 +149,8 @@ def _bystanders(finished: list[Finished]) -> list[RenderableType]:
             f"Figure 9 of the paper: {_VICTIMS[victim]}, all at once, {pause}, the attacker sends "
             f"{'its own honest updates' if sends == 'honest' else 'zeros'}; % of test rows "
             "answered otherwise than by the victim's own model (in brackets the advantage over the "
-            "best guess, in points). Above 50 means 'turn it round', not privacy",
+            "best guess, in points). Medians of the seeds, ± their standard deviation. Above 50 "
+            "means 'turn it round', not privacy",
             "bystanders", "ε an update", f"ε in all (δ {DELTA:g})", "best guess",
             "the paper found", *(f"{seat}: {name}" for seat in SEATS for name in
                                  ("the paper's attack", "moments", "moments and guess")),
@@ -249,21 +254,12 @@ def plots(finished: Sequence[Finished], directory: Path) -> list[Path]:
     parts = _group(finished, lambda f: f.cell["part"])
     if not parts.keys() & {"ideal", "rows", "bystanders"}:
         return []
-    import matplotlib
-
-    matplotlib.use("Agg")
+    pyplot = drawing.begin()
     written = []
-    for part, name, draw in (("ideal", "figure8.png", _draw_ideal),
-                             ("rows", "rows.png", _draw_rows),
-                             ("bystanders", "figure9.png", _draw_bystanders)):
+    for part, name, draw in (("ideal", "figure8", _draw_ideal), ("rows", "rows", _draw_rows),
+                             ("bystanders", "figure9", _draw_bystanders)):
         if parts.get(part):
-            drawing = draw(parts[part])
-            drawing.tight_layout()
-            drawing.savefig(directory / name, dpi=120)
-            written.append(directory / name)
-    from matplotlib import pyplot
-
-    pyplot.close("all")
+            written += drawing.save(draw(pyplot, parts[part]), directory, name)
     return written
 
 
@@ -281,11 +277,9 @@ def _finish(axes: Any, ticks: Sequence[str], **words: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_ideal(finished: list[Finished]) -> Any:
-    from matplotlib import pyplot
-
+def _draw_ideal(pyplot: Any, finished: list[Finished]) -> Any:
     victims = _group(finished, _by("victim"))
-    drawing, all_axes = pyplot.subplots(
+    picture, all_axes = pyplot.subplots(
         1, len(victims), figsize=(4.6 * len(victims), 4.2), sharey=True, squeeze=False)
     for axes, ((victim,), mine) in zip(all_axes[0], victims.items(), strict=True):
         ticks: list[str] = []
@@ -299,17 +293,15 @@ def _draw_ideal(finished: list[Finished]) -> Any:
                      label="best guess, without watching")
         _finish(axes, ticks, xlabel="ε of an update", title=f"victim: {victim}", ylim=(0, 60))
     all_axes[0][0].set_ylabel("reconstruction error, %")
-    return drawing
+    return picture
 
 
-def _draw_bystanders(finished: list[Finished]) -> Any:
-    from matplotlib import pyplot
-
+def _draw_bystanders(pyplot: Any, finished: list[Finished]) -> Any:
     victims = _group(finished, _by("victim"))
     shown = (("client paper", "a client, the paper's attack"),
              ("client informed", "a client, moments and guess"),
              ("broker informed", "the broker, moments and guess"))
-    drawing, all_axes = pyplot.subplots(
+    picture, all_axes = pyplot.subplots(
         len(victims), len(shown), figsize=(13, 4 * len(victims)), sharey="row", squeeze=False)
     for row, ((victim,), mine) in zip(all_axes, victims.items(), strict=True):
         settings = _group(mine, _by("sends", "delay"))
@@ -328,14 +320,12 @@ def _draw_bystanders(finished: list[Finished]) -> Any:
             _finish(axes, ticks, xlabel="bystanders", title=f"{victim} victim; {words}",
                     ylim=(0, 60))
         row[0].set_ylabel("reconstruction error, %")
-    return drawing
+    return picture
 
 
-def _draw_rows(finished: list[Finished]) -> Any:
-    from matplotlib import pyplot
-
+def _draw_rows(pyplot: Any, finished: list[Finished]) -> Any:
     batches = _group((f for f in finished if f.cell["weights"] == "zero"), _by("batch"))
-    drawing, all_axes = pyplot.subplots(
+    picture, all_axes = pyplot.subplots(
         1, len(batches), figsize=(4.2 * len(batches), 4), sharey=True, squeeze=False)
     for axes, ((batch,), mine) in zip(all_axes[0], batches.items(), strict=True):
         groups = _group(mine, _by("epsilon"))
@@ -350,4 +340,4 @@ def _draw_rows(finished: list[Finished]) -> Any:
         _finish(axes, [_epsilon(key[0]) for key in groups], xlabel="ε of the release",
                 title=f"batch of {batch}", ylim=(-0.2, 1.05))
     all_axes[0][0].set_ylabel("cosine with the most similar row")
-    return drawing
+    return picture

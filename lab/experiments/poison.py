@@ -1,6 +1,7 @@
 """Poisoning: does the validator hold, whom does it wrong, and what does it cost?
 
-Six parts. ``figures``: figures 10 and 11 of the paper, its own validation. ``wide``: attacks by
+Six parts. ``figures``: figures 10 and 11 of the paper, its own validation, and what its section
+7.5 says of honest clients besides. ``wide``: attacks by
 shares, privacy, sizes and defences, each beside the honest clients alone and beside a model
 trained on nothing but the validation rows. ``false-positives``: honest clients only.
 ``adaptive``: attackers who know the test. ``cost``: what honest clients pay for being judged.
@@ -9,7 +10,8 @@ trained on nothing but the validation rows. ``false-positives``: honest clients 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +20,7 @@ import numpy as np
 from rich.console import RenderableType
 
 from lab.credit import Parts, converged, load
+from lab.experiments.figures import curves, flat
 from lab.experiments.frame import Cell, Finished, Outcome
 from lab.experiments.statistics import mean
 from lab.live import compare
@@ -83,13 +86,16 @@ def _cell(part: str, names: dict[str, Any], **config: Any) -> Cell:
 
 
 def _figures(seeds: Iterable[int]) -> list[Cell]:
-    settings = [("10", share, 0.02) for share in (0.25, 0.5, 0.75)]
-    settings += [("11", 0.5, threshold) for threshold in THRESHOLDS]
+    settings: list[tuple[str, float, float, float | None, float]] = [
+        ("10", share, 0.02, None, 250.0) for share in (0.25, 0.5, 0.75)]
+    settings += [("11", 0.5, threshold, None, 250.0) for threshold in THRESHOLDS]
+    # What the paper says beside its figures: honest clients alone, the lowest threshold.
+    settings += [("7.5", 0.0, THRESHOLDS[0], epsilon, 600.0) for epsilon in (5.0, 1.0)]
     return [
         _cell("figures", {"figure": figure, "share": share, "threshold": threshold},
-              attackers=share, attack="label-flip", seconds=250.0, seed=seed,
-              validation={**ROUNDS, "threshold": threshold})
-        for figure, share, threshold in settings for seed in seeds]
+              attackers=share, attack="label-flip" if share else "none", seconds=seconds,
+              epsilon=epsilon, seed=seed, validation={**ROUNDS, "threshold": threshold})
+        for figure, share, threshold, epsilon, seconds in settings for seed in seeds]
 
 
 def _wide(quick: bool, seeds: Iterable[int]) -> list[Cell]:
@@ -190,6 +196,38 @@ def _draws(parts: Parts, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for _ in range(DRAWS):
         chosen = rng.choice(len(labels), size=len(parts.validation[1]), replace=False)
         yield rows[chosen], labels[chosen]
+
+
+def settles(result: Mapping[str, Any]) -> float:
+    """Simulated seconds until the error is at most :data:`ABOVE` the optimum and stays there;
+    infinite for never."""
+    there = math.inf
+    for seconds, error, _ in reversed(result["curve"]):
+        if error > result["optimum"] + ABOVE:
+            break
+        there = float(seconds)
+    return there
+
+
+def least_rows(cell: Cell) -> int:
+    """Of which 70 % are a batch for each client, and the others enough to validate with."""
+    config = cell["config"]
+    return int(max(config["clients"] * config["batch"] * 10 // 7 + 2,
+                   config["validation_rows"] * 10 // 3 + 10))
+
+
+def series(finished: Sequence[Finished]) -> Iterable[Sequence[Any]]:
+    """The curves of those parts that have any."""
+    return curves(finished, ("seconds", "error", "loss"))
+
+
+def measures(finished: Finished) -> dict[str, float | None]:
+    """The numbers of a result, and :func:`settles` where there is a curve; None for never."""
+    told = flat(finished.result)
+    if "curve" in finished.result:
+        seconds = settles(finished.result)
+        told["settles_seconds"] = None if math.isinf(seconds) else seconds
+    return told
 
 
 def tables(finished: Sequence[Finished]) -> list[RenderableType]:

@@ -13,7 +13,7 @@ to, for both kinds of noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -229,6 +229,36 @@ def _limits(worlds: Sequence[World]) -> dict[str, Any]:
             converged(w.table.rows[:cut], w.table.labels[:cut]), w.rest) for w in worlds]),
         "nothing": float(np.mean([min(w.rest[1].mean(), 1 - w.rest[1].mean()) for w in worlds])),
     }
+
+
+def least_rows(cell: Cell) -> int:
+    """Enough for all clients, of whose table they may have 70 %, and some to measure by."""
+    return int(-(-CLIENTS * cell["rows"] * 10 // 7)) + _VALIDATION
+
+
+def series(finished: Sequence[Finished]) -> Iterator[Sequence[Any]]:
+    """Every seed's loss, error and AUC, by which model, for each way to train."""
+    yield ["part", "rows", "budget", "batch", "updates", "epsilon", "schedule", "step", "clip",
+           "model", "seed", "loss", "error", "auc"]
+    for f in finished:
+        for run in f.result["runs"]:
+            names = [*(f.cell[name] for name in ("part", "rows", "budget", "batch", "updates")),
+                     f.result["epsilon"], run["schedule"], run["step"], run.get("clip")]
+            for model in ("last", "averaged", "published"):
+                for seed, told in enumerate(run.get(model, [])):
+                    yield [*names, model, seed, *told]
+
+
+def measures(finished: Finished) -> dict[str, float | None]:
+    """The budget's price, and means over the cell's own seeds of what the last model of each way to
+    train came to."""
+    told: dict[str, float | None] = {
+        name: finished.result[name] for name in ("epsilon", "noise")}
+    for run in finished.result["runs"]:
+        way = f"{run['schedule']} step {run['step']:g} clip {run.get('clip', 0.5):g}"
+        for i, name in enumerate(("loss", "error", "auc")):
+            told[f"{way} {name}"] = float(np.mean([seed[i] for seed in run["last"]]))
+    return told
 
 
 def tables(finished: Sequence[Finished]) -> list[RenderableType]:

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
+from lab.experiments import drawing
 from lab.experiments.frame import Finished
 from lab.experiments.statistics import mean
 
@@ -279,16 +280,12 @@ def plots(finished: Sequence[Finished], directory: Path) -> list[Path]:
     found = [w for w in ways(finished) if w.part != "clip"]
     if not found:
         return []
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing.begin()
     written = []
     for part, rows in sorted({(w.part, w.rows) for w in found}):
         mine = [w for w in found if (w.part, w.rows) == (part, rows)]
         budgets = sorted({w.budget for w in mine})
-        drawing, panels = pyplot.subplots(
+        picture, panels = pyplot.subplots(
             1, len(budgets), figsize=(3.4 * len(budgets), 3.4), sharey=True, squeeze=False)
         for axes, budget in zip(panels[0], budgets, strict=True):
             for colour, batch in zip(_COLOURS, sorted({w.batch for w in mine}), strict=False):
@@ -303,10 +300,6 @@ def plots(finished: Sequence[Finished], directory: Path) -> list[Path]:
             axes.spines[["top", "right"]].set_visible(False)
         panels[0][0].set(ylabel="loss on rows that nobody had")
         panels[0][-1].legend(frameon=False, fontsize="small")
-        drawing.suptitle(f"{rows:,} rows a client, {part}")
-        drawing.tight_layout()
-        path = directory / f"utility-{part}-{rows}.png"
-        drawing.savefig(path, dpi=120)
-        pyplot.close(drawing)
-        written.append(path)
+        picture.suptitle(f"{rows:,} rows a client, {part}")
+        written += drawing.save(picture, directory, f"utility-{part}-{rows}")
     return written

@@ -267,9 +267,9 @@ class _Trainer:
                         todo = conversation.receive(turn, now())
                         updates[number] = conversation.updates
                         if isinstance(todo, Step):
-                            delta = who.stepper.step(todo.weights, who.rng)
+                            made = who.stepper.update(todo.weights, who.rng)
                             solution = await _search(todo.lock, todo.difficulty)
-                            conversation.answer(solution, delta, now())
+                            conversation.answer(solution, made.delta, now(), made.steps)
                         elif isinstance(todo, Over):
                             raise RuntimeError(f"training is over: {todo.why}")
             await asyncio.sleep(conversation.lost(now(), random.random()))  # noqa: S311

@@ -266,7 +266,8 @@ class Core:
         if chance.random() < 0.1:
             raw = chance.choice([b"", raw[:-1], raw[:-4], raw * 2, chance.randbytes(len(raw))])
         return (owner if chance.random() < 0.8 else token,
-                Push(work.ticket, opened(work.lock, work.difficulty), raw))
+                Push(work.ticket, opened(work.lock, work.difficulty), raw,
+                     chance.choice([1, 1, 1, 2, 1000])))
 
 
 class Clients:

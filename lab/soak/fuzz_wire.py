@@ -183,7 +183,7 @@ class DeskTarget:
         frames = [_frame(first, chance)]
         for _ in range(chance.randint(1, 4)):
             said: msgspec.Struct = chance.choice(
-                [Pull(), Push(chance.randbytes(16), b"", delta)])
+                [Pull(), Push(chance.randbytes(16), b"", delta, chance.choice([1, 2, 1000]))])
             frames.append(_frame(
                 encode(said) if chance.random() < 0.3 else hostile(said, chance), chance))
         tail = b"".join(frames)

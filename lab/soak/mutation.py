@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from accord.messages import (
     MAX_CLIENTS,
+    MAX_STEPS,
     AdmissionPuzzle,
     Curate,
     Curated,
@@ -127,7 +128,8 @@ def _clients(chance: Chance) -> int:
 
 
 def _push(chance: Chance) -> Push:
-    return Push(_bytes(chance, 16), _bytes(chance, 0, 8, 32), _bytes(chance, 0, 16, 400))
+    return Push(_bytes(chance, 16), _bytes(chance, 0, 8, 32), _bytes(chance, 0, 16, 400),
+                chance.choice([1, 1, 2, MAX_STEPS]))
 
 
 SAMPLES: Final[dict[Any, Callable[[Chance], Struct]]] = {

@@ -1,0 +1,1 @@
+"""scripts/bench: ratios, measured side by side in one run."""
