@@ -41,10 +41,12 @@ CREATE TABLE IF NOT EXISTS session (
     name BLOB PRIMARY KEY,
     min_clients INTEGER NOT NULL, updates INTEGER NOT NULL, strikes INTEGER NOT NULL,
     worked REAL NOT NULL, evidence BLOB NOT NULL, spent BLOB NOT NULL
+    -- evidence, and judging: form 2
 ) STRICT, WITHOUT ROWID;
 """
 _VERSION: Final = zlib.crc32(" ".join(_SCHEMA.split()).encode()) & 0x7FFF_FFFF
-"""Of the schema, and so another one for each: SQLite's ``user_version`` (31 bits)."""
+"""Of the schema, and so another one for each: SQLite's ``user_version`` (31 bits). The number
+of the form of what is opaque here (:meth:`broker.validator.Validator.evidence`) is part of it."""
 
 
 class Store:

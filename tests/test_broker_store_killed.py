@@ -16,6 +16,8 @@ from killing import examined
 from killing_store import changes, found
 
 from accord.problems import DISK, Problem
+from broker import rounds, screen, sequential
+from broker import store as store_module
 from broker.records import Changes
 from broker.store import Store
 
@@ -93,6 +95,13 @@ def test_what_another_version_has_written_is_left_as_it_is(tmp_path: Path) -> No
             Store(path)
         assert "another version" in caught.value.sentence
         assert path.read_bytes() == raw
+
+
+def test_evidence_of_another_form_is_another_version() -> None:
+    """The store cannot see into it: whoever changes these writes another number in the schema."""
+    forms = [screen._RECORD, sequential._RECORD, sequential._STATE, rounds._TOTAL]
+    assert "form 2" in store_module._SCHEMA
+    assert [form.format for form in forms] == ["<qqqdd?", "<ddddddqH?", "<qd", "<d"]
 
 
 def test_a_transaction_that_fails_for_any_reason_does_not_refuse_the_next(
