@@ -13,11 +13,12 @@ never here.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 from asyncio.trsock import TransportSocket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from socket import SHUT_RDWR
 from types import TracebackType
@@ -232,7 +233,7 @@ class WebSocket:
         """The next message.
 
         Args:
-            timeout: seconds until a whole one must be here; pings do not count as one.
+            timeout: seconds until a whole one must be here, pings do not count as one; or infinity.
 
         Raises:
             Problem: ``AWAY`` when none came, or the other side hung up.
@@ -263,9 +264,13 @@ class WebSocket:
 
 
 async def _within(seconds: float, onion: str, act: Callable[[], Awaitable[T]]) -> T:
-    with _problems(onion):
-        async with asyncio.timeout(seconds):
+    # A timer for each message is not nothing: none where there is no end to be timed.
+    limit = None if seconds == math.inf else seconds
+    try:
+        async with asyncio.timeout(limit):
             return await act()
+    except _FOREIGN as error:
+        raise _in_words(error, onion) from None
 
 
 async def _read(response: ClientResponse, limit: int) -> bytes:
@@ -297,29 +302,29 @@ async def _refuse(
         response.close()
 
 
-@contextmanager
-def _problems(onion: str) -> Iterator[None]:
-    """Say what aiohttp, python-socks and the system raise in words of :mod:`accord.problems`."""
-    try:
-        yield
-    except ProxyConnectionError as error:
+_FOREIGN: Final = (ProxyConnectionError, ProxyTimeoutError, ProxyError, aiohttp.ClientError,
+                   OSError, EOFError)  # a TimeoutError is an OSError
+
+
+def _in_words(error: Exception, onion: str) -> Problem:
+    """What aiohttp, python-socks and the system raise, in words of :mod:`accord.problems`."""
+    if isinstance(error, ProxyConnectionError):
         # The SOCKS port itself; its address is in no attribute of the error, only in its text.
         found = re.search(r"proxy (\S+:\d+)", str(error))
         where = found[1] if found else "its SOCKS port"
-        raise Problem(TOR_AWAY, where=where) from None
-    except (TimeoutError, ProxyTimeoutError):
-        raise Problem(AWAY, address=onion, why="no answer in time") from None
-    except ProxyError as error:
+        return Problem(TOR_AWAY, where=where)
+    if isinstance(error, TimeoutError | ProxyTimeoutError):
+        return Problem(AWAY, address=onion, why="no answer in time")
+    if isinstance(error, ProxyError):
         if why := _UNINVITED.get(_socks_code(str(error))):
-            raise Problem(NOT_INVITED, address=onion, why=why) from None
-        raise Problem(AWAY, address=onion, why=_socks_words(str(error))) from None
-    except aiohttp.ClientPayloadError:
-        raise Problem(AWAY, address=onion, why="the answer broke off") from None
-    except aiohttp.ClientResponseError:
+            return Problem(NOT_INVITED, address=onion, why=why)
+        return Problem(AWAY, address=onion, why=_socks_words(str(error)))
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return Problem(AWAY, address=onion, why="the answer broke off")
+    if isinstance(error, aiohttp.ClientResponseError):
         # Not HTTP, or not a WebSocket.
-        raise PeerProblem(MALFORMED) from None
-    except (aiohttp.ClientError, OSError, EOFError):
-        raise Problem(AWAY, address=onion, why="the connection broke") from None
+        return PeerProblem(MALFORMED)
+    return Problem(AWAY, address=onion, why="the connection broke")
 
 
 def _socks_code(text: str) -> int:

@@ -58,7 +58,14 @@ def _logistic_losses(models: np.ndarray, rows: np.ndarray, labels: np.ndarray) -
 
 
 def _logistic_gradients(w: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return np.asarray((_sigmoid(rows @ w) - labels)[:, None] * rows)
+    wrong = rows @ w
+    # In place, as clients do this some ten thousand times a second: _sigmoid(wrong) - labels.
+    wrong *= 0.5
+    np.tanh(wrong, out=wrong)
+    wrong += 1.0
+    wrong *= 0.5
+    wrong -= labels
+    return np.asarray(wrong[:, None] * rows)
 
 
 OBJECTIVES: Final[dict[str, Objective]] = {

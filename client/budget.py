@@ -91,6 +91,8 @@ class Ledger:
         self._kinds: dict[_Kind, int] = {}
         self._spent: Counter[_Kind] = Counter()
         self._tasks: Counter[str] = Counter()
+        self._releases = 0
+        self._all: Counter[Release] = Counter()
         self._checksum = 0
         self._size = 0
         self._fd = -1
@@ -129,15 +131,21 @@ class Ledger:
             raise ValueError(f"{count} releases")
         kind = _Kind(task_id, release)
         first = self._tasks[task_id] + 1
-        number = self._kinds.get(kind, len(self._kinds) + 1)
+        known = self._kinds.get(kind)
+        number = known or len(self._kinds) + 1
         payloads = [b"spend %d %d" % (number, index) for index in range(first, first + count)]
-        if kind not in self._kinds:
+        if not known:
             payloads.insert(0, b"kind %d %s" % (number, msgspec.json.encode(kind)))
         with self._all_or_nothing():
             self._append(payloads)
             self._kinds[kind] = number
             self._count(kind, count)
         return first
+
+    @property
+    def releases(self) -> int:
+        """How many releases there were in all; it only grows, and whatever is spent shows in it."""
+        return self._releases
 
     def count(self, task_id: str) -> int:
         """How many releases there were for a task."""
@@ -152,11 +160,9 @@ class Ledger:
 
         What was released for different tasks is about the same rows, and adds up.
         """
-        counts: Counter[Release] = Counter()
-        for kind, count in self._spent.items():
-            if task_id in (None, kind.task):
-                counts[kind.release] += count
-        return dict(counts)
+        if task_id is None:
+            return dict(self._all)
+        return {kind.release: count for kind, count in self._spent.items() if kind.task == task_id}
 
     def total(self, delta: float, task_id: str | None = None) -> float:
         """:func:`client.accounting.epsilon_total` of :meth:`counts`."""
@@ -259,6 +265,8 @@ class Ledger:
     def _count(self, kind: _Kind, count: int = 1) -> None:
         self._spent[kind] += count
         self._tasks[kind.task] += count
+        self._all[kind.release] += count
+        self._releases += count
 
     def _append(self, payloads: list[bytes]) -> None:
         """Write lines in one go, have them on disk, and only then remember that they are there."""
@@ -322,14 +330,14 @@ class Budget:
         self._ledger: Final = ledger
         self._task: Final = task_id
         self._release: Final = release
-        self._seen: dict[Release, int] | None = None
+        self._seen = -1  # of the ledger's releases
         self._remaining = 0
         self._plan(first=ledger.count(task_id) == 0)
 
     @property
     def remaining(self) -> int:
         """How many more releases the budget allows."""
-        if self._ledger.counts() != self._seen:  # another task spent from the same data set
+        if self._ledger.releases != self._seen:  # another task spent from the same data set
             self._plan(first=False)
         return self._remaining
 
@@ -353,7 +361,7 @@ class Budget:
                           delta=self.delta)
         count = min(count, remaining)
         first = self._ledger.spend(self._task, self._release, count)
-        self._seen, self._remaining = self._ledger.counts(), remaining - count
+        self._seen, self._remaining = self._ledger.releases, remaining - count
         return range(first, first + count)
 
     def spent(self) -> float:
@@ -365,9 +373,10 @@ class Budget:
         return self._ledger.total(self.delta)
 
     def _plan(self, *, first: bool) -> None:
-        self._seen = self._ledger.counts()
+        self._seen = self._ledger.releases
         try:
-            self._remaining = affordable(self._release, self.epsilon, self.delta, self._seen)
+            self._remaining = affordable(
+                self._release, self.epsilon, self.delta, self._ledger.counts())
         except Problem:
             if first:
                 raise

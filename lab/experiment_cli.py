@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accord.console import command, json_option, result, say
-from accord.problems import BAD_OPTION, DISK, NO_LAB, Problem
+from accord.problems import BAD_OPTION, DISK, LOCKED, NO_LAB, Problem
 
 if TYPE_CHECKING:
     from lab.credit import Table
@@ -127,6 +128,7 @@ async def _run(plan: Plan, cells: list[Cell], fresh: bool, docs: Path | None,
     table = await asyncio.to_thread(credit.load, data)
     _enough(this, cells, table, str(data))
     _make(output)
+    _keep_others_out(output)
     notebook = Notebook(output / "cells.jsonl")
     if fresh and (aside := notebook.begin_anew()) is not None:
         say(f"What was finished is put away: {aside}")
@@ -168,6 +170,22 @@ def _enough(this: Experiment, cells: Sequence[Cell], table: Table, name: str) ->
             raise Problem(BAD_OPTION, option="--data", what=(
                 f"has too few rows for part '{cell['part']}': {len(table.labels):,} in {name}, "
                 f"where {needed:,} are needed"))
+
+
+def _keep_others_out(directory: Path) -> None:
+    """Have a directory of results for this process alone, until it ends.
+
+    Raises:
+        Problem: ``LOCKED``: another run writes there.
+    """
+    # The directory itself is locked: the files in it are replaced. It stays open on purpose.
+    handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise Problem(LOCKED, path=directory) from None
+    click.get_current_context().call_on_close(lambda: os.close(handle))
 
 
 def _make(directory: Path) -> None:

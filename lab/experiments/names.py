@@ -29,19 +29,19 @@ class Named:
 
 
 EXPERIMENTS: Final[dict[str, Named]] = {
-    "fig5": Named(module="lab.experiments.fig5", shows="figure 5", quick="2 min", full="1 h"),
+    "fig5": Named(module="lab.experiments.fig5", shows="figure 5", quick="3 min", full="1 h"),
     "fig6": Named(module="lab.experiments.table2", shows="figure 6", quick="6 min", full="30 min",
                   words="Training error over time by the number of clients, through Tor.",
                   only={"tor": (True,)}),
     "fig7": Named(module="lab.experiments.table2", shows="figure 7", quick="4 min", full="15 min",
                   words="Training error over time by the number of clients, without Tor.",
                   only={"tor": (False,)}),
-    "fig8": Named(module="lab.experiments.fig8", shows="figure 8", quick="10 min", full="1 h"),
-    "fig9": Named(module="lab.experiments.fig9", shows="figure 9", quick="10 min", full="2 h"),
-    "fig10": Named(module="lab.experiments.poison", shows="figure 10", quick="1 min", full="3 min",
+    "fig8": Named(module="lab.experiments.fig8", shows="figure 8", quick="5 min", full="30 min"),
+    "fig9": Named(module="lab.experiments.fig9", shows="figure 9", quick="3 min", full="1 h"),
+    "fig10": Named(module="lab.experiments.poison", shows="figure 10", quick="1 min", full="2 min",
                    words="Training error over time, by the share of poisoners.",
                    only={"figure": ("10",)}),
-    "fig11": Named(module="lab.experiments.poison", shows="figure 11", quick="1 min", full="5 min",
+    "fig11": Named(module="lab.experiments.poison", shows="figure 11", quick="1 min", full="6 min",
                    words="Training error over time, by the paper's threshold; and its two runs "
                          "without poisoners.",
                    only={"figure": ("11", "7.5")}),

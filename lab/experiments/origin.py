@@ -78,11 +78,21 @@ def circumstances(tor: bool = False) -> dict[str, Any]:
         "machine": {
             "cores": os.cpu_count(),
             "memory_gib": round(memory / 2**30, 1),
-            "processor": platform.machine(),
+            "processor": _processor(),
             "python": platform.python_version(),
             "numpy": np.__version__,
         },
     }
+
+
+def _processor() -> str:
+    """Its model where the system tells, else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
 
 
 def _tor() -> str | None:
