@@ -1,8 +1,7 @@
 """Drives a session over Tor: in at the door, through the training, home with the model.
 
-What is slow runs in threads: puzzles in short stretches, so that they can be stopped; the step,
-which ends in a write to the ledger; the arithmetic of the privacy spent. Every connection has
-circuits of its own, so a bad one is not met twice.
+What is slow runs in threads: what a ticket asks for (:mod:`client.work`), and the arithmetic of
+the privacy spent. Every connection has circuits of its own, so a bad one is not met twice.
 """
 
 from __future__ import annotations
@@ -12,14 +11,13 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from random import SystemRandom
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
-from accord import puzzle
 from accord.circuit import PATIENCE, SLOWEST, Circuit, Route, WebSocket, fresh_identity
 from accord.files import write_whole
 from accord.messages import (
@@ -61,16 +59,14 @@ from client.events import (
     Following,
     Late,
     Reconnecting,
-    Searching,
     Silent,
-    Solving,
     Spent,
     Struck,
     Told,
     Update,
     Waiting,
 )
-from client.noise import Release, generator
+from client.noise import Release
 from client.session import (
     BackOff,
     Conversation,
@@ -84,16 +80,14 @@ from client.session import (
     save_session,
 )
 from client.trainer import Made, Trainer
+from client.work import Bell, Worker
 
 DOORS: Final = 5
 """How many admission puzzles are solved before the broker is believed to want none."""
-_SLOW: Final = 3.0
-"""Seconds from which a puzzle is long enough for the person to care how it is solved."""
 _TELL: Final = 0.5
 _SECOND: Final = 1.0
 _SHARE: Final = 10  # at most one part in so many of the time goes into counting the privacy spent
 _GOODBYE: Final = 2.0
-_FOREVER: Final = 1e7  # the conversation knows better how long to wait
 
 _MANY_STRIKES: Final = 64
 _SHORT: Final = 20.0
@@ -141,16 +135,17 @@ class Agent:
         wait: when the budget is spent, wait for the model all the same.
         pace: how long things take.
         solver: of the puzzles; whoever gives one closes it. None: one core's.
+        meter: tell now and then what the updates have cost, which may take a tenth of a core;
+            without, it is told at the end only.
     """
 
     def __init__(
         self, way: Route, path: Path, session: Session, trainer: Trainer, ledger: Ledger,
         can_pay: Callable[[], bool], tell: Told, *, wait: bool = True, pace: Pace | None = None,
-        solver: Solver | None = None,
+        solver: Solver | None = None, meter: bool = True,
     ) -> None:
         self.session = session
-        self._solver = solver or Solver()
-        self._solver_told = False
+        self._worker = Worker(trainer, session.delay, solver or Solver(), self._tell)
         self._way = way
         self._path = path
         self._trainer = trainer
@@ -168,7 +163,7 @@ class Agent:
         self._dimension = trainer.task.dimension
         self._task = task_id(session.task)
         self._work: asyncio.Task[tuple[bytes, Made]] | None = None
-        self._step: asyncio.Task[Made] | None = None
+        self._metered = meter
         self._news = asyncio.Event()
         self._counts: dict[Release, int] = {}
         self._updates = 0
@@ -280,7 +275,7 @@ class Agent:
                 raise
             self._tell(Late())
             return "ended"
-        meter = asyncio.create_task(self._meter())
+        meter = asyncio.create_task(self._meter() if self._metered else _nothing())
         try:
             ended = await self._train()
         except Problem as problem:
@@ -309,7 +304,7 @@ class Agent:
                     TOO_HARD, difficulty=door.difficulty, limit=self.session.max_difficulty)
             solution = self.session.solution
             if solution is None:
-                solution = await self._search(door.lock, door.difficulty, door=True)
+                solution = await self._worker.search(door.lock, door.difficulty, door=True)
                 # Kept before it is sent: the same Join gets the same Welcome, so that no
                 # interruption costs the place.
                 await self._keep(solution=solution)
@@ -392,24 +387,33 @@ class Agent:
     async def _converse(self, talk: Conversation, socket: WebSocket) -> Stop:
         """Over one connection, until there is a reason to stop."""
         await socket.send(encode(talk.connected(_now())))
-        reading = asyncio.create_task(socket.receive(_FOREVER))
+        bell = Bell()
+
+        def read() -> asyncio.Task[bytes]:
+            task = asyncio.create_task(socket.receive(math.inf))
+            task.add_done_callback(bell.ring)
+            return task
+
+        def work(step: Step) -> None:
+            self._work = asyncio.create_task(self._compute(step))
+            self._work.add_done_callback(bell.ring)
+
+        reading = read()
+        if self._work is not None:  # begun on an earlier connection
+            self._work.add_done_callback(bell.ring)
         try:
             while True:
                 if message := talk.sending(_now()):
                     self._asking()
                     await socket.send(encode(message))
-                what: set[asyncio.Task[Any]] = {reading}
-                if self._work is not None:
-                    what.add(self._work)
-                await asyncio.wait(what, timeout=min(talk.wake(_now()), _FOREVER),
-                                   return_when=asyncio.FIRST_COMPLETED)
+                await bell.wait(talk.wake(_now()))
                 if self._work is not None and self._work.done():
                     done, self._work = self._work, None
                     solution, made = done.result()
                     talk.answer(solution, made.delta, _now(), made.steps)
                 if not reading.done():
                     continue
-                raw, reading = reading.result(), asyncio.create_task(socket.receive(_FOREVER))
+                raw, reading = reading.result(), read()
                 self._unanswered = None
                 before = talk.updates
                 turn = decode(raw, Turn, turn_limit(self._dimension))
@@ -424,7 +428,7 @@ class Agent:
                     self._updates = self._ledger.count(self._task)
                     self._news.set()
                 if isinstance(todo, Step):
-                    self._work = asyncio.create_task(self._compute(todo))
+                    work(todo)
                 elif isinstance(todo, Wait):
                     self._tell(Waiting(todo.why, todo.have, todo.need))
                 elif isinstance(todo, Over):
@@ -436,13 +440,15 @@ class Agent:
             await _say_goodbye(socket)
             raise
         finally:
+            bell.close()
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
     async def _hear(self, verdict: Verdict) -> None:
         """Tell the person of strikes that are new; have on disk what makes us leave."""
         changes = verdict != self.session.verdict
-        self.session = replace(self.session, verdict=verdict)
+        if changes:
+            self.session = replace(self.session, verdict=verdict)
         # No task has more than 64 strikes before eviction. A broker that goes on for ever, at each
         # turn, must not fill screen and disk with it.
         rises = verdict.strikes > self._strikes and (
@@ -455,22 +461,8 @@ class Agent:
         if changes and (rises or self.session.wishes.reason(verdict) is not None):
             await self._keep()
 
-    async def _compute(self, step: Step) -> tuple[bytes, Made]:
-        """A ticket's puzzle and its update, at the same time.
-
-        A delay that the person wishes comes before the update, which is what is paid for: whoever
-        is stopped while it waits, or told meanwhile that it is over, has lost nothing.
-        """
-        solving = asyncio.create_task(self._search(step.lock, step.difficulty, door=False))
-        try:
-            await asyncio.sleep(self.session.delay * _random())
-            self._step = asyncio.create_task(
-                asyncio.to_thread(self._trainer.update, step.weights, generator()))
-            # A thread cannot be stopped: whoever stops us waits for it in _put_down.
-            made = await asyncio.shield(self._step)
-            return await solving, made
-        finally:
-            solving.cancel()
+    def _compute(self, step: Step) -> Coroutine[object, object, tuple[bytes, Made]]:
+        return self._worker.compute(step)
 
     async def _put_down(self) -> None:
         """Leave no thread behind that could still write into the ledger."""
@@ -478,32 +470,7 @@ class Agent:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
             self._work = None
-        if self._step is not None:
-            await asyncio.gather(self._step, return_exceptions=True)
-
-    async def _search(self, lock: bytes, difficulty: int, *, door: bool) -> bytes:
-        """Solve a puzzle in stretches; whoever stops us stops it at the end of one."""
-        began = said = _now()
-        expected = puzzle.expected_hashes(difficulty)
-        solver = self._solver
-        tried, name, count, seconds = 0, "", 0, 0.0
-        while True:
-            part = await asyncio.to_thread(solver.stretch, lock, difficulty, tried)
-            if part.solution is not None:
-                return part.solution
-            tried += part.count
-            if part.name != name:
-                name, count, seconds = part.name, 0, 0.0
-            count, seconds = count + part.count, seconds + part.seconds
-            now = _now()
-            if now - said >= _TELL:
-                said = now
-                rate = count / seconds
-                if now - began >= _SLOW and not self._solver_told:
-                    self._solver_told = True
-                    why_not = "" if part.name == "compiled" else solver.why_not
-                    self._tell(Searching(part.name, rate, solver.cores, why_not))
-                self._tell(Solving(door, tried, expected, rate, part.name, solver.cores))
+        await self._worker.put_down()
 
     async def _meter(self) -> None:
         """Tell what the updates have cost: not each, as the arithmetic takes its time."""
@@ -518,6 +485,10 @@ class Agent:
         updates = self._updates
         total = await asyncio.to_thread(epsilon_total, self._counts, self.session.delta)
         self._tell(Update(updates, total, self.session.local_steps))
+
+
+async def _nothing() -> None:
+    """What a meter does that is not wished for."""
 
 
 async def _say_goodbye(socket: WebSocket) -> None:

@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 import secrets
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,8 @@ SNAP_BITS: Final = 20
 KEY_BITS: Final = 256
 ROUNDS: Final = 20
 _LARGE_EPSILON: Final = 700.0  # exp(709.8) is the largest that a double holds
+_EPS: Final = 2.0**-52
+_PLAIN: Final = 1e-140  # the square of what is between it and 1 / it is a double with all digits
 
 
 class Release(Struct, frozen=True, omit_defaults=True):
@@ -166,13 +168,35 @@ def _sigma(epsilon: float, delta: float) -> float:
     return 2 * high * (1 + 1e-9)
 
 
-def generator() -> np.random.Generator:
+def generator(used: np.random.Generator | None = None) -> np.random.Generator:
     """A fresh cryptographic generator: ChaCha with 20 rounds, keyed by the operating system.
 
     The 256 bits are the cipher's key itself (``key=``; ``seed=`` would be hashed first). This is
     the only place that asks the operating system for randomness.
+
+    Args:
+        used: one that came from here and has done its work. It is keyed afresh, set to the first
+            number of the new key's stream, and given back: making another takes ten times as
+            long, as ChaCha asks the processor each time what it can do.
+
+    Raises:
+        ValueError: what is given did not come from here.
     """
-    return np.random.Generator(ChaCha(key=secrets.randbits(KEY_BITS), rounds=ROUNDS))
+    key = secrets.randbits(KEY_BITS)
+    if used is None:
+        return np.random.Generator(ChaCha(key=key, rounds=ROUNDS))
+    bits = used.bit_generator
+    if not isinstance(bits, ChaCha):
+        raise ValueError("this generator is not a cryptographic one")
+    # Whoever draws holds the lock, so nobody ever draws with half of a key.
+    with bits.lock:
+        state: dict[str, Any] = dict(bits.state)
+        state["state"] |= {
+            "keysetup": np.frombuffer(key.to_bytes(KEY_BITS // 8, "little"), dtype="<u4"),
+            "ctr": np.zeros(2, np.uint64), "rounds": ROUNDS,
+            "block": np.zeros(16, np.uint32)}  # made when the first number is asked for
+        bits.state = state
+    return used
 
 
 def clip_rows(gradients: npt.ArrayLike, bound: float) -> Floats:
@@ -194,9 +218,25 @@ def clip_rows(gradients: npt.ArrayLike, bound: float) -> Floats:
         ValueError: not two-dimensional, or the bound is not positive and finite.
     """
     _positive("clip", bound)
-    rows = np.array(gradients, dtype=np.float64)
+    rows = np.array(gradients, dtype=np.float64, order="C")
     if rows.ndim != 2:
         raise ValueError(f"gradients have {rows.ndim} dimensions instead of 2")
+    target = bound * (1 - (rows.shape[1] + 8) * _EPS)
+    if _PLAIN < bound < 1 / _PLAIN and rows.size:
+        squares = np.einsum("ij,ij->i", rows, rows)
+        # No square overflows here, and what underflows is nothing beside the bound. (Not-a-number
+        # is not less.)
+        most, enough = np.maximum.reduce(squares), target * target
+        if most <= enough:
+            return rows
+        if most < 1 / _PLAIN**2:
+            # The root of a rounded square is what was squared, so shorter rows are multiplied by
+            # exactly 1.
+            np.maximum(squares, enough, out=squares)
+            np.sqrt(squares, out=squares)
+            np.divide(target, squares, out=squares)
+            rows *= squares[:, None]
+            return rows
     peak = np.abs(rows).max(axis=1, initial=0.0)
     lost = ~np.isfinite(peak)
     rows[lost], peak[lost] = 0.0, 0.0
@@ -204,7 +244,6 @@ def clip_rows(gradients: npt.ArrayLike, bound: float) -> Floats:
     exponent = np.frexp(peak)[1] - 1
     scaled = np.ldexp(rows, -exponent[:, None])
     length = np.sqrt(np.square(scaled).sum(axis=1))
-    target = bound * (1 - (rows.shape[1] + 8) * np.finfo(np.float64).eps)
     with np.errstate(over="ignore"):  # longer than the largest double is longer than the bound
         long = np.ldexp(length, exponent) > target
     rows[long] = scaled[long] * (target / length[long])[:, None]
@@ -212,7 +251,7 @@ def clip_rows(gradients: npt.ArrayLike, bound: float) -> Floats:
 
 
 def isotropic_laplace(
-    dimension: int, epsilon: float, clip: float, rng: np.random.Generator
+    dimension: int, epsilon: float, clip: float, rng: np.random.Generator, count: int | None = None
 ) -> Floats:
     """Draw noise with density proportional to ``exp(-(epsilon / 2C) |z|)``, ``|z|`` the L2 norm.
 
@@ -221,9 +260,10 @@ def isotropic_laplace(
         epsilon: privacy of one release under replacement of one row of the batch.
         clip: C, the bound on the norm of each row's gradient.
         rng: where the randomness comes from; :func:`generator` outside of tests.
+        count: of independent draws; None for one.
 
     Returns:
-        Shape (d,), in the gradients' own unit.
+        Shape (count, d), or (d,) where no count is given; in the gradients' own unit.
 
     Raises:
         ValueError: the dimension is less than 1, or epsilon or clip is not positive and finite.
@@ -232,24 +272,37 @@ def isotropic_laplace(
     _positive("clip", clip)
     if dimension < 1:
         raise ValueError(f"dimension {dimension} is less than 1")
-    length = 0.0
-    while length == 0.0:  # once in 2^50 draws in one dimension; zero has no direction
-        direction = rng.standard_normal(dimension)
-        length = float(np.linalg.norm(direction))
-    noise: Floats = direction * (rng.gamma(dimension, 2 * clip / epsilon) / length)
-    return noise
+    scale = 2 * clip / epsilon
+    if count is None:
+        length = 0.0
+        while length == 0.0:  # once in 2^50 draws in one dimension; zero has no direction
+            direction = rng.standard_normal(dimension)
+            length = math.sqrt(direction @ direction)
+        one: Floats = direction * (rng.gamma(dimension, scale) / length)
+        return one
+    directions = rng.standard_normal((count, dimension))
+    lengths = np.sqrt(np.einsum("ij,ij->i", directions, directions))
+    while not np.logical_and.reduce(lengths):
+        zero = lengths == 0.0
+        directions[zero] = rng.standard_normal((int(zero.sum()), dimension))
+        lengths[zero] = np.sqrt(np.einsum("ij,ij->i", directions[zero], directions[zero]))
+    directions *= (rng.gamma(dimension, scale, count) / lengths)[:, None]
+    return directions
 
 
-def gaussian(dimension: int, deviation: float, rng: np.random.Generator) -> Floats:
+def gaussian(
+    dimension: int, deviation: float, rng: np.random.Generator, count: int | None = None
+) -> Floats:
     """Draw independent normal numbers.
 
     Args:
         dimension: how many, at least 1.
         deviation: their standard deviation, in the gradients' own unit.
         rng: where the randomness comes from; :func:`generator` outside of tests.
+        count: of independent draws; None for one.
 
     Returns:
-        Shape (d,).
+        Shape (count, d), or (d,) where no count is given.
 
     Raises:
         ValueError: the dimension is less than 1, or the deviation is not positive and finite.
@@ -257,23 +310,56 @@ def gaussian(dimension: int, deviation: float, rng: np.random.Generator) -> Floa
     _positive("deviation", deviation)
     if dimension < 1:
         raise ValueError(f"dimension {dimension} is less than 1")
-    return np.asarray(deviation * rng.standard_normal(dimension))
+    shape = dimension if count is None else (count, dimension)
+    return np.asarray(deviation * rng.standard_normal(shape))
 
 
-def draw(kind: Release, clip: float, rng: np.random.Generator) -> Floats:
-    """The noise of one release of this kind, shape (d,), in the gradients' own unit.
+def draw(
+    kind: Release, clip: float, rng: np.random.Generator, count: int | None = None
+) -> Floats:
+    """The noise of releases of this kind, in the gradients' own unit.
 
     Args:
-        kind: of the release.
+        kind: of the releases.
         clip: C, the bound on the norm of each row's gradient.
         rng: a generator that is used for the releases of one update only.
+        count: of releases; None for one.
+
+    Returns:
+        Shape (count, d), each independent of the others; or (d,) where no count is given.
 
     Raises:
         ValueError: as :func:`isotropic_laplace` and :func:`gaussian`.
     """
     if kind.mechanism == "gaussian":
-        return gaussian(kind.dimension, kind.sigma * clip, rng)
-    return isotropic_laplace(kind.dimension, kind.epsilon, clip, rng)
+        return gaussian(kind.dimension, kind.sigma * clip, rng, count)
+    return isotropic_laplace(kind.dimension, kind.epsilon, clip, rng, count)
+
+
+def batches(kind: Release, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """The rows of that many batches: each ``b`` of the ``n``, uniformly without replacement, and
+    independent of the others.
+
+    Args:
+        kind: of the releases that they are for.
+        count: how many.
+        rng: a generator that is used for the releases of one update only.
+
+    Returns:
+        Numbers of rows, from 0, shape (count, b).
+    """
+    n, b = kind.rows, kind.batch
+    if b * b > n:  # else most of those below would hold a row twice
+        return np.array([rng.choice(n, size=b, replace=False, shuffle=False)
+                         for _ in range(count)], dtype=np.int64)
+    # Of b rows drawn with replacement, those which are all different are as likely each.
+    drawn = rng.integers(n, size=(count, b))
+    while True:
+        ordered = np.sort(drawn, axis=1)
+        twice = np.logical_or.reduce(ordered[:, 1:] == ordered[:, :-1], axis=1)
+        if not np.logical_or.reduce(twice):
+            return drawn
+        drawn[twice] = rng.integers(n, size=(int(twice.sum()), b))
 
 
 def snap(values: Floats, scale: float) -> Floats:
@@ -283,37 +369,72 @@ def snap(values: Floats, scale: float) -> Floats:
         values: of any shape, in the unit of ``scale``.
         scale: positive; it must not depend on the data.
     """
-    grid = math.ldexp(1.0, max(-1000, math.frexp(scale)[1] - SNAP_BITS))
+    grid = _grid(scale)
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(np.rint(values / grid) * grid)
+
+
+def _grid(scale: float) -> float:
+    return math.ldexp(1.0, max(-1000, math.frexp(scale)[1] - SNAP_BITS))
+
+
+class Releases:
+    """The releases of one update, whose noise is drawn together, beforehand, and used once each.
+
+    Args:
+        kind: what the ledger was told of each of them.
+        clip: C, the bound on the norm of each row.
+        count: how many there are.
+        rng: a generator that is used for the releases of one update only.
+
+    Raises:
+        ValueError: as :func:`draw`.
+    """
+
+    def __init__(
+        self, kind: Release, clip: float, count: int, rng: np.random.Generator
+    ) -> None:
+        self._kind = kind
+        self._clip = clip
+        self._shape = (kind.batch, kind.dimension)
+        self._noises = iter(draw(kind, clip, rng, count))
+        # A power of two around a millionth of the noise, whose size anyone can estimate.
+        self._grid = _grid(kind.noise_ratio * clip / math.sqrt(kind.dimension))
+
+    def release(self, gradients: npt.ArrayLike) -> Floats:
+        """What may leave the client: ``(sum of the clipped rows + Z) / b``.
+
+        Args:
+            gradients: shape (b, d), one row per example of the batch.
+
+        Returns:
+            Shape (d,), in the gradients' own unit.
+
+        Raises:
+            ValueError: the shape is not the kind's batch and dimension, there were as many
+                releases as noises already, or as :func:`clip_rows`.
+        """
+        clipped = clip_rows(gradients, self._clip)
+        if clipped.shape != self._shape:
+            raise ValueError(f"gradients of shape {clipped.shape}, not {self._shape}")
+        noise = next(self._noises, None)
+        if noise is None:
+            raise ValueError("no noise is left")
+        told: Floats = np.add.reduce(clipped, axis=0)
+        told += noise
+        # The mean is what is rounded: of multiples of something over b, anyone could read b. The
+        # grid is a power of two, so this is rounded as :func:`snap` does it.
+        told /= self._kind.batch * self._grid
+        np.rint(told, out=told)
+        told *= self._grid
+        return told
 
 
 def release(
     gradients: npt.ArrayLike, clip: float, kind: Release, rng: np.random.Generator
 ) -> Floats:
-    """What may leave the client: ``(sum of the clipped rows + Z) / b``.
-
-    Args:
-        gradients: shape (b, d), one row per example of the batch.
-        clip: C, the bound on the norm of each row.
-        kind: what the ledger was told of this release.
-        rng: a generator that is used for the releases of one update only.
-
-    Returns:
-        Shape (d,), in the gradients' own unit.
-
-    Raises:
-        ValueError: the shape is not the kind's batch and dimension, or as :func:`clip_rows` and
-            :func:`draw`.
-    """
-    clipped = clip_rows(gradients, clip)
-    if clipped.shape != (kind.batch, kind.dimension):
-        raise ValueError(
-            f"gradients of shape {clipped.shape}, not {(kind.batch, kind.dimension)}")
-    noised = (clipped.sum(axis=0) + draw(kind, clip, rng)) / kind.batch
-    # Divided first: of multiples of something over b, anyone could read b. The grid is a power of
-    # two around a millionth of the noise, whose size anyone can estimate.
-    return snap(noised, kind.noise_ratio * clip / math.sqrt(kind.dimension))
+    """One release by itself: :class:`Releases` of one."""
+    return Releases(kind, clip, 1, rng).release(gradients)
 
 
 def _positive(name: str, value: float) -> None:

@@ -9,6 +9,7 @@ one vector and how many they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -19,12 +20,13 @@ from accord.messages import Precision
 from accord.objective import OBJECTIVES
 from accord.task import Task, step_size
 from client.dataset import Dataset
-from client.noise import Release, release
+from client.noise import Release, Releases, batches
 
 _TRAVELS: Final[dict[Precision, tuple[type[np.floating], float]]] = {
     "float32": (np.float32, 1e-6), "float16": (np.float16, 1e-3)}
 """What an update is rounded to; and by how much steps are made shorter than they may be. Rounding
 lengthens a vector by less than 2^-24 of it, or 2^-11, so it stays within the bound."""
+_SMALL: Final = 1e-280  # squares of lengths between it and 1 / it have all their digits
 
 
 class Made(NamedTuple):
@@ -83,31 +85,37 @@ class Trainer:
         # First of all: a release that is not on disk does not exist. The numbers also outlive
         # this process, so that the schedule goes on where it was.
         numbers = self.spend(self.local_steps)
-        training, kind, data = self.task.training, self.kind, self.data
+        assert len(numbers), "nothing was paid for"
+        training, data = self.task.training, self.data
         gradients = OBJECTIVES[self.task.objective].gradients
         dtype, margin = _TRAVELS[training.precision]
         limit = training.max_norm * (1 - margin)
-        here, delta = weights, None
+        # All that is random at once, which costs little more than for one step.
+        chosen = batches(self.kind, len(numbers), rng)
+        releases = Releases(self.kind, training.clip, len(numbers), rng)
+        here, delta = weights, np.zeros(len(weights))
         with np.errstate(over="ignore", invalid="ignore"):
-            for t in numbers:
-                chosen = rng.choice(kind.rows, size=kind.batch, replace=False, shuffle=False)
-                noised = release(gradients(here, data.rows[chosen], data.labels[chosen]),
-                                 training.clip, kind, rng)
-                step = shortened(
-                    -step_size(training, t) * (training.regularisation * here + noised), limit)
-                delta = step if delta is None else delta + step
+            for t, mine in zip(numbers, chosen, strict=True):
+                step = releases.release(
+                    gradients(here, data.rows.take(mine, axis=0), data.labels.take(mine)))
+                step += training.regularisation * here
+                step *= -step_size(training, t)
+                delta += shortened(step, limit)
                 here = weights + delta
-        assert delta is not None, "nothing was paid for"
         return Made(_rounded(delta, dtype, len(numbers) * training.max_norm), len(numbers))
 
 
 def shortened(vector: np.ndarray, limit: float) -> np.ndarray:
     """The vector, float64, where it is longer than the limit made just so long."""
-    peak = float(np.abs(vector).max())
-    if not np.isfinite(peak) or peak == 0.0:
-        # Overflow, which only absurd constants reach: no direction is left to go.
-        return np.zeros(len(vector))
-    length = peak * float(np.linalg.norm(vector / peak))
+    square = float(vector @ vector)
+    if _SMALL < square < 1 / _SMALL:
+        length = math.sqrt(square)
+    else:
+        peak = float(np.abs(vector).max())
+        if not np.isfinite(peak) or peak == 0.0:
+            # Overflow, which only absurd constants reach: no direction is left to go.
+            return np.zeros(len(vector))
+        length = peak * float(np.linalg.norm(vector / peak))
     return vector if length <= limit else vector * (limit / length)
 
 

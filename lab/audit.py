@@ -26,7 +26,7 @@ flawless code, at most the share ``error`` is above the true epsilon, and fewer 
 Both directions, and falling short of the threshold as well as passing it, are tried.
 
 Known limits: what is not in an update is not seen here, such as how long it took; nor is what
-float32 rounds away, nor what :mod:`client.agent` does with its generators. What a thousandth of all
+float32 rounds away, nor what :mod:`client.work` does with its generators. What a thousandth of all
 plays gives away, delta for one, needs many thousands of them.
 """
 
@@ -162,8 +162,8 @@ def play(
         plays: how often.
         odd: with D', else with D.
         places: draws where the canary stands, which the attacker knows.
-        source: a generator for each update; by default :func:`client.noise.generator`, as
-            :mod:`client.agent` does. Another one is for tests only.
+        source: a generator for each update; by default :func:`client.noise.generator`, one keyed
+            afresh each time, as in :mod:`client.work`. Another one is for tests only.
     """
     kind = game.kind
     task = task_of(kind.dimension)
@@ -174,6 +174,7 @@ def play(
     across = np.empty((plays, game.updates))
     mine = Dataset(rows, labels, "", Path())
     place = _places(kind, plays, places)
+    rng: np.random.Generator | None = None
     for number, canary in enumerate(place):
         common = rows[canary, 0]
         rows[canary, 0] = 2 * CLIP * CANARY
@@ -181,7 +182,7 @@ def play(
         trainer = Trainer(task, mine, kind, counter())
         for update in range(game.updates):
             # Looked up each time: what is audited is what a client would get now.
-            rng = (source or noise.generator)()
+            rng = noise.generator(rng) if source is None else source()
             step = trainer.update(np.zeros(kind.dimension), rng).delta.astype(np.float64)
             seen = step * (-kind.batch / (_STEP * CLIP))
             along[number, update] = seen[0]

@@ -42,7 +42,7 @@ from accord.problems import (
     Kind,
 )
 from accord.task import Clients, sign
-from client.agent import Agent
+from client import work
 from client.events import (
     Admitted,
     Following,
@@ -54,6 +54,7 @@ from client.events import (
     Waiting,
 )
 from client.session import MOST_REFUSALS
+from client.work import Worker
 
 
 @pytest.fixture
@@ -309,13 +310,14 @@ async def test_signs_of_life_during_a_long_puzzle(
 ) -> None:
     broker = StandIn(task=make_task(clients=Clients(minimum=1, silence=0.6)), publish_after=2)
     person.write(broker)
-    search = Agent._search
+    search = Worker.search
 
-    async def slow(self: Agent, lock: bytes, difficulty: int, *, door: bool) -> bytes:
+    async def slow(self: Worker, lock: bytes, difficulty: int, *, door: bool) -> bytes:
         await asyncio.sleep(0 if door else 0.3)
         return await search(self, lock, difficulty, door=door)
 
-    monkeypatch.setattr(Agent, "_search", slow)
+    monkeypatch.setattr(Worker, "search", slow)
+    monkeypatch.setattr(work, "_TRIFLE", 0.0)  # so that it has a thread of its own
     async with broker.serve() as way:
         assert await person.run(broker, way) == "published"
     # One for the first ticket, and one for each ticket while it was worked on.

@@ -19,10 +19,11 @@ from client_world import CURATOR, QUICK, StandIn, make_task, soon
 
 from accord.messages import End, Hello, Pull, Push, Turn, decode, push_limit
 from accord.task import Clients, Training, sign
-from client import agent
+from client import agent, work
 from client.briefing import about_task
 from client.events import Reconnecting, Silent
 from client.session import MOST_DELAY, load_session
+from client.work import Worker
 
 
 @pytest.fixture
@@ -38,7 +39,8 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def at_worst(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every draw is the largest there is."""
-    monkeypatch.setattr(agent, "_random", lambda: 1.0)
+    for place in (agent, work):
+        monkeypatch.setattr(place, "_random", lambda: 1.0)
 
 
 @pytest.mark.slow
@@ -84,7 +86,7 @@ async def test_the_time_is_uniform(person: Person, monkeypatch: pytest.MonkeyPat
 
     it = _agent(person, broker)
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    monkeypatch.setattr(agent.Agent, "_search", _found)
+    monkeypatch.setattr(Worker, "search", _found)
     n = 3000
     for _ in range(n):
         with pytest.raises(Walked):
@@ -145,7 +147,8 @@ async def test_stopped_while_it_waits_nothing_is_paid_and_it_waits_again(
         going.cancel()
         await asyncio.gather(going, return_exceptions=True)
         assert (broker.updates, person.paid()) == (0, 0)
-        monkeypatch.setattr(agent, "_random", lambda: 0.0)
+        for place in (agent, work):
+            monkeypatch.setattr(place, "_random", lambda: 0.0)
         assert await person.run(broker, way) == "published"
     assert (broker.updates, person.paid()) == (1, 1)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 from fractions import Fraction
+from itertools import combinations
 
 import msgspec
 import numpy as np
@@ -24,6 +25,8 @@ from client.noise import (
     SNAP_BITS,
     Floats,
     Release,
+    Releases,
+    batches,
     clip_rows,
     gaussian,
     generator,
@@ -40,15 +43,19 @@ def rng(seed: int = 1) -> np.random.Generator:
     return np.random.Generator(noise.ChaCha(key=seed, rounds=noise.ROUNDS))
 
 
-def draw(count: int, dimension: int, epsilon: float = 1.0, clip: float = 1.0) -> Floats:
+def draw(count: int, dimension: int, epsilon: float, clip: float, together: bool) -> Floats:
     source = rng(dimension)
+    if together:  # fifty at a time, as updates of many steps do
+        return np.concatenate([isotropic_laplace(dimension, epsilon, clip, source, 50)
+                               for _ in range(count // 50)])
     return np.array([isotropic_laplace(dimension, epsilon, clip, source) for _ in range(count)])
 
 
-@pytest.fixture(scope="module")
-def samples() -> dict[int, Floats]:
+@pytest.fixture(scope="module", params=[False, True], ids=["each", "together"])
+def samples(request: pytest.FixtureRequest) -> dict[int, Floats]:
     """20,000 draws in each dimension, 4,000 in the highest; epsilon 0.5, clip 2."""
-    return {d: draw(4_000 if d == 1000 else 20_000, d, 0.5, 2.0) for d in DIMENSIONS}
+    return {d: draw(4_000 if d == 1000 else 20_000, d, 0.5, 2.0, request.param)
+            for d in DIMENSIONS}
 
 
 # -- where the randomness comes from ----------------------------------------------------------
@@ -74,8 +81,39 @@ def test_fresh_generators_differ():
     assert len(first) == 1000  # by chance not so once in 2^44
 
 
-def test_all_256_bits_of_the_key_are_drawn():
-    keys = [generator().bit_generator.state["state"]["keysetup"] for _ in range(200)]
+@pytest.mark.parametrize("drawn", [0, 1, 7, 8, 100])
+def test_a_used_generator_is_keyed_as_a_new_one_is(monkeypatch, drawn):
+    keys = [bytes(range(100, 132)), bytes(range(7, 39)), bytes(range(7, 39))]
+    used = generator()
+    used.standard_normal(drawn)
+    used.integers(5, size=drawn, dtype=np.uint8)
+    monkeypatch.setattr(secrets, "randbits", lambda bits: int.from_bytes(keys.pop(0), "little"))
+    for key in keys.copy():  # the last two are one and the same: the stream begins anew
+        assert generator(used) is used
+        stream = used.bit_generator.random_raw(1024).astype("<u8").tobytes()
+        cipher = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+        assert stream == cipher.update(bytes(8192))
+        used.standard_normal(drawn)
+
+
+def test_a_used_generator_knows_nothing_of_what_it_was():
+    used = np.random.Generator(noise.ChaCha(key=1, rounds=8))
+    first = set()
+    for _ in range(1000):
+        assert generator(used).bit_generator.state["state"]["rounds"] == 20
+        first.add(used.bit_generator.random_raw())
+    assert len(first) == 1000  # by chance not so once in 2^44
+
+
+def test_a_generator_that_is_none_of_ours_is_not_keyed():
+    with pytest.raises(ValueError, match="cryptographic"):
+        generator(np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_all_256_bits_of_the_key_are_drawn(used):
+    old = generator() if used else None
+    keys = [generator(old).bit_generator.state["state"]["keysetup"] for _ in range(200)]
     bits = np.unpackbits(np.array(keys).view(np.uint8).reshape(200, 32), axis=1)
     assert bits.shape == (200, 256)
     # Each bit is one in 100 +- 7 of 200 keys; 8 standard deviations: under 1e-12 for all bits.
@@ -135,10 +173,12 @@ def test_the_noise_scales_with_clip_over_epsilon():
 
 
 @pytest.mark.parametrize("d", [1, 31, 1000])
-def test_gaussian_noise_is_independent_normal_numbers(d):
+@pytest.mark.parametrize("together", [False, True])
+def test_gaussian_noise_is_independent_normal_numbers(d, together):
     kind, source = Release(0.7, 1, 1, d, "gaussian", 1e-5), rng(d)
     count = 1_000 if d == 1000 else 10_000
-    seen = np.array([noise.draw(kind, 1.7, source) for _ in range(count)]) / (1.7 * kind.sigma)
+    seen = (noise.draw(kind, 1.7, source, count) if together else
+            np.array([noise.draw(kind, 1.7, source) for _ in range(count)])) / (1.7 * kind.sigma)
     assert seen.shape == (count, d)
     assert stats.kstest(seen.ravel(), stats.norm.cdf).pvalue > LEVEL
     assert stats.kstest(seen[:, 0], stats.norm.cdf).pvalue > LEVEL
@@ -178,14 +218,42 @@ def test_a_zero_direction_is_drawn_again():
     class Zero:
         draws = 0
 
-        def standard_normal(self, size: int) -> Floats:
+        def standard_normal(self, size: int | tuple[int, int]) -> Floats:
             self.draws += 1
             return np.full(size, float(self.draws > 2))
 
-        def gamma(self, shape: float, scale: float) -> float:
-            return 5.0
+        def gamma(self, shape: float, scale: float, count: int = 1) -> Floats:
+            return np.full(count, 5.0)
 
     assert isotropic_laplace(1, 1.0, 1.0, Zero()) == [5.0]  # type: ignore[arg-type]
+    told = isotropic_laplace(1, 1.0, 1.0, Zero(), 3)  # type: ignore[arg-type]
+    assert told.tolist() == [[5.0]] * 3
+
+
+# -- batches ----------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))),
+       st.integers(1, 30), st.integers(0, 2**32))
+def test_batches_have_rows_that_are_there_and_none_twice(sizes, count, seed):
+    n, b = sizes
+    chosen = batches(Release(1.0, b, n, 3), count, np.random.default_rng(seed))
+    assert chosen.shape == (count, b)
+    assert (chosen >= 0).all() and (chosen < n).all()
+    assert all(len(set(batch)) == b for batch in chosen.tolist())
+
+
+@pytest.mark.parametrize(("n", "b"), [(9, 1), (4, 2), (9, 2), (9, 3), (5, 3), (5, 4), (6, 5)])
+def test_every_batch_is_as_likely_and_none_knows_of_the_one_before(n, b):
+    """Both ways of drawing: b * b up to n, and above."""
+    every = {batch: place for place, batch in enumerate(combinations(range(n), b))}
+    source = rng(10 * n + b)
+    seen = [every[tuple(sorted(batch))] for _ in range(1_000)
+            for batch in batches(Release(1.0, b, n, 3), 10, source).tolist()]
+    assert stats.chisquare(np.bincount(seen, minlength=len(every))).pvalue > LEVEL
+    table = np.zeros((len(every), len(every)))
+    np.add.at(table, (seen[:-1], seen[1:]), 1)
+    assert stats.chi2_contingency(table).pvalue > LEVEL
 
 
 # -- the clip ---------------------------------------------------------------------------------
@@ -199,7 +267,13 @@ def square_norm(row: Floats) -> Fraction:
     return sum((Fraction(float(x)) ** 2 for x in row), Fraction(0))
 
 
-@given(gradients, bounds)
+# Where no square over- or underflows there is a shorter way, for all rows or none.
+plain = arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=8),
+               elements=st.floats(-1e9, 1e9, allow_subnormal=False))
+tight = st.floats(1e-300, 1e-120) | st.floats(1e120, 1e300)
+
+
+@given(gradients | plain, bounds | tight)
 def test_no_clipped_row_is_longer_than_the_bound_in_exact_arithmetic(rows, bound):
     clipped = clip_rows(rows, bound)
     assert clipped.shape == rows.shape
@@ -207,7 +281,7 @@ def test_no_clipped_row_is_longer_than_the_bound_in_exact_arithmetic(rows, bound
         assert square_norm(after) <= Fraction(bound) ** 2
         if square_norm(before) <= Fraction(bound) ** 2 * (1 - Fraction(1, 10**12)):
             assert (before == after).all()
-        else:
+        elif bound > 1e-290:  # below, doubles do not have all their digits
             assert square_norm(after) >= Fraction(bound) ** 2 * (1 - Fraction(1, 10**12))
 
 
@@ -328,6 +402,30 @@ def test_a_release_refuses_another_shape_than_the_kinds():
     for shape in ((0, 3), (1, 3), (3, 3), (2, 2), (2, 4)):
         with pytest.raises(ValueError, match="shape"):
             release(np.ones(shape), 1.0, kind, rng())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_releases_of_one_update_are_on_the_grid_with_noise_of_their_own(kind):
+    rows = np.random.default_rng(5).standard_normal((20, 10, 4)) * 3
+    noises, releases = noise.draw(kind, 1.5, rng(9), 20), Releases(kind, 1.5, 20, rng(9))
+    for mine, own in zip(rows, noises, strict=True):
+        told = releases.release(mine)
+        exact = (clip_rows(mine, 1.5).sum(axis=0) + own) / kind.batch
+        np.testing.assert_array_equal(
+            told, snap(exact, kind.noise_ratio * 1.5 / math.sqrt(kind.dimension)))
+    assert len({own.tobytes() for own in noises}) == 20
+
+
+def test_no_noise_is_used_twice():
+    kind = Release(1.0, 2, 5, 3)
+    releases = Releases(kind, 1.0, 2, rng())
+    with pytest.raises(ValueError, match="shape"):
+        releases.release(np.ones((1, 3)))
+    for _ in range(2):
+        releases.release(np.ones((2, 3)))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no noise is left"):
+            releases.release(np.ones((2, 3)))
 
 
 def test_what_is_told_has_the_law_of_the_noise():

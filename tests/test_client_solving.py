@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 from client_home import Person, a_world, lines
-from client_world import QUICK, StandIn
 
 from accord import puzzle, solver
 from accord.solver import MISSING, Solver
-from client import agent, cli
-from client.agent import Agent
+from client import cli, work
 from client.events import Event, Searching, Solving
+from client.work import Worker
 
 LOCK = bytes(41)
 NEVER = 64
@@ -27,23 +26,13 @@ def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Person]:
     """On a machine without llvmlite, to whom everything is told at once."""
     monkeypatch.setattr(solver, "_compiled", solver._Compiled())
     monkeypatch.setitem(sys.modules, "llvmlite", None)
-    monkeypatch.setattr(agent, "_TELL", 0.0)
+    monkeypatch.setattr(work, "_TELL", 0.0)
     yield Person(tmp_path / "session.json")
 
 
-def _agent(person: Person, cores: Solver | None = None) -> Agent:
-    broker = StandIn()
-    person.write(broker)
+def _worker(person: Person, cores: Solver | None = None) -> Worker:
     nothing: Any = None
-
-    class Trainer:
-        """Only what an agent reads before it begins."""
-
-        task = broker.task
-
-    stand_in: Any = Trainer()
-    return Agent(nothing, person.path, person.session, stand_in, nothing, nothing,
-                 person.events.append, pace=QUICK, solver=cores)
+    return Worker(nothing, 0.0, cores or Solver(), person.events.append)
 
 
 async def _until(person: Person, kind: type[Event]) -> Event:
@@ -56,7 +45,7 @@ async def _until(person: Person, kind: type[Event]) -> Event:
 async def test_it_says_what_it_searches_with(person: Person) -> None:
     lock = next(lock for number in range(100) if puzzle.search(
         lock := b"%d" % number, 4, 0, 3 * solver.STRETCH) is None)
-    assert puzzle.verify(lock, await _agent(person)._search(lock, 4, door=False), 4)
+    assert puzzle.verify(lock, await _worker(person).search(lock, 4, door=False), 4)
     told = person.saw(Solving)
     assert told
     for event in told:
@@ -70,11 +59,11 @@ async def test_it_says_what_it_searches_with(person: Person) -> None:
 async def test_what_would_make_a_long_search_shorter_is_said_once(
     person: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "_SLOW", 0.0)
-    it = _agent(person)
+    monkeypatch.setattr(work, "_SLOW", 0.0)
+    it = _worker(person)
     for _ in range(2):
         before = len(person.saw(Solving))
-        searching = asyncio.create_task(it._search(LOCK, NEVER, door=True))
+        searching = asyncio.create_task(it.search(LOCK, NEVER, door=True))
         async with asyncio.timeout(20):
             while len(person.saw(Solving)) < before + 3:
                 await asyncio.sleep(0)
@@ -88,7 +77,7 @@ async def test_what_would_make_a_long_search_shorter_is_said_once(
 @pytest.mark.parametrize("cores", [1, 2])
 async def test_a_search_that_is_stopped_leaves_nothing_behind(person: Person, cores: int) -> None:
     with Solver(cores) as it:
-        searching = asyncio.create_task(_agent(person, it)._search(LOCK, NEVER, door=True))
+        searching = asyncio.create_task(_worker(person, it).search(LOCK, NEVER, door=True))
         await _until(person, Solving)
         helpers = [helper._process for helper in it._helpers]
         searching.cancel()
@@ -104,7 +93,7 @@ async def test_a_search_that_is_stopped_leaves_nothing_behind(person: Person, co
 
 async def test_the_loop_turns_while_it_searches(person: Person) -> None:
     """A tick between two stretches is not enough: the loop would stand still during each."""
-    searching = asyncio.create_task(_agent(person)._search(LOCK, NEVER, door=True))
+    searching = asyncio.create_task(_worker(person).search(LOCK, NEVER, door=True))
     stretches = turns = 0
     while stretches < 5:
         await asyncio.sleep(0)

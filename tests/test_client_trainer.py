@@ -21,7 +21,7 @@ from accord.problems import BUDGET_SPENT, Problem
 from accord.task import Task, Training
 from client import trainer as module
 from client.dataset import Dataset, load
-from client.noise import ROUNDS, ChaCha, Floats, Release
+from client.noise import ROUNDS, ChaCha, Floats, Release, batches, clip_rows
 from client.trainer import Trainer, _rounded, shortened
 
 BATCH = 20
@@ -51,7 +51,7 @@ def test_a_step_is_what_the_formula_says(data: Dataset) -> None:
     task = make_task(training=training)
     weights = np.linspace(-1, 1, task.dimension)
     delta = trainer(data, task, t=4, epsilon=1e6).update(weights, rng()).delta
-    chosen = rng().choice(100, size=BATCH, replace=False, shuffle=False)
+    (chosen,) = batches(Release(1e6, BATCH, 100, 5), 1, rng())
     rows, labels = data.rows[chosen], data.labels[chosen]
     gradients = (1 / (1 + np.exp(-rows @ weights)) - labels)[:, None] * rows
     norms = np.linalg.norm(gradients, axis=1, keepdims=True)
@@ -66,11 +66,11 @@ def test_the_batch_is_exactly_b_rows_without_replacement(
 ) -> None:
     seen: list[np.ndarray] = []
 
-    def release(gradients: np.ndarray, *_: object) -> np.ndarray:
+    def release(gradients: np.ndarray) -> np.ndarray:
         seen.append(gradients)
         return np.zeros(gradients.shape[1])
 
-    monkeypatch.setattr(module, "release", release)
+    instead(monkeypatch, lambda *_: release)
     unlike = replace(data, rows=np.eye(100)[:, : data.rows.shape[1]] + data.rows)
     counts = np.zeros(100)
     generator = rng()
@@ -84,7 +84,19 @@ def test_the_batch_is_exactly_b_rows_without_replacement(
     assert abs(counts / 300 - BATCH / 100).max() < 0.12
 
 
-def batches(n: int, b: int, count: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def instead(
+    monkeypatch: pytest.MonkeyPatch, begin: Callable[..., Callable[[Floats], Floats]]
+) -> None:
+    """Let an update's releases be made by what this gives; it is called once for each update, with
+    the kind, the clip, how many, and the generator."""
+    class Releases:
+        def __init__(self, *arguments: Any) -> None:
+            self.release = begin(*arguments)
+
+    monkeypatch.setattr(module, "Releases", Releases)
+
+
+def taken(n: int, b: int, count: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Which of the C(n, b) batches each of so many steps took, each with a generator of its own,
     as in :mod:`client.agent`."""
     task = make_task()
@@ -94,14 +106,17 @@ def batches(n: int, b: int, count: int, monkeypatch: pytest.MonkeyPatch) -> list
     assert len(every) == math.comb(n, b)
     seen: list[int] = []
 
-    def release(gradients: Floats, clip: float, kind: Release, rng: object) -> Floats:
-        assert gradients.shape == (kind.batch, kind.dimension) == (b, task.dimension)
-        assert clip == task.training.clip
-        chosen = np.rint(gradients[:, 0] * 2 * n).astype(int) - 1
-        seen.append(every[tuple(sorted(chosen))])
-        return np.zeros(kind.dimension)
+    def begin(kind: Release, clip: float, many: int, rng: object) -> Callable[[Floats], Floats]:
+        def release(gradients: Floats) -> Floats:
+            assert gradients.shape == (kind.batch, kind.dimension) == (b, task.dimension)
+            chosen = np.rint(gradients[:, 0] * 2 * n).astype(int) - 1
+            seen.append(every[tuple(sorted(chosen))])
+            return np.zeros(kind.dimension)
 
-    monkeypatch.setattr(module, "release", release)
+        assert (clip, many) == (task.training.clip, 1)
+        return release
+
+    instead(monkeypatch, begin)
     kind = Release(1.0, b, n, task.dimension)
     client = Trainer(task, Dataset(rows, np.zeros(n), "", Path()), kind, once)
     for step in range(count):
@@ -117,7 +132,7 @@ def test_every_batch_is_as_likely_and_none_knows_of_the_one_before(
 ) -> None:
     """What the ledger reckons with. Each of the 8 p-values would be as low by chance once in
     100,000 seeds."""
-    seen = batches(n, b, 4_000, monkeypatch)
+    seen = taken(n, b, 4_000, monkeypatch)
     many = math.comb(n, b)
     assert stats.chisquare(np.bincount(seen, minlength=many)).pvalue > 1e-5
     table = np.zeros((many, many))
@@ -129,18 +144,25 @@ def test_noise_is_of_the_kind_that_the_ledger_is_told(
     data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[object, ...]] = []
+    shapes: list[tuple[int, ...]] = []
 
-    def release(*arguments: object) -> Floats:
+    def begin(*arguments: object) -> Callable[[Floats], Floats]:
         told.append(arguments)
+        return release
+
+    def release(gradients: Floats) -> Floats:
+        shapes.append(gradients.shape)
         return np.zeros(5)
 
-    monkeypatch.setattr(module, "release", release)
+    instead(monkeypatch, begin)
+    task = make_task(training=Training(local_steps=3))
     for kind in (Release(0.3, BATCH, 100, 5), Release(0.3, 7, 100, 5, "gaussian", 1e-6)):
-        generator = rng()
-        Trainer(make_task(), data, kind, once).update(np.zeros(5), generator)
-        gradients, clip, passed, source = told.pop()
-        assert (clip, passed, source) == (make_task().training.clip, kind, generator)
-        assert np.shape(gradients) == (kind.batch, 5)
+        for steps in (1, 3):
+            generator = rng()
+            Trainer(task, data, kind, counted(9), local_steps=steps).update(np.zeros(5), generator)
+            assert told.pop() == (kind, task.training.clip, steps, generator)
+            assert shapes == [(kind.batch, 5)] * steps and not told
+            shapes.clear()
 
 
 def test_a_step_of_gaussian_noise_is_as_long_as_the_kind_says(data: Dataset) -> None:
@@ -237,18 +259,25 @@ def counted(count: int) -> Callable[[int], range]:
 def test_an_update_of_several_steps_is_as_many_updates_of_one(
     data: Dataset, steps: int, seed: int, schedule: Any, max_norm: float, epsilon: float
 ) -> None:
+    """The same batches and noises, handed out one by one, lead to the same place."""
     training = Training(step=0.5, regularisation=0.05, max_norm=max_norm, schedule=schedule,
                         local_steps=12)
     task, kind = make_task(training=training), Release(epsilon, BATCH, 100, 5)
     start = np.linspace(-1, 1, 5)
     many = Trainer(task, data, kind, counted(99), local_steps=steps)
     made = many.update(start, np.random.default_rng(seed))
+    generator = np.random.default_rng(seed)
+    chosen = batches(kind, steps, generator)
+    releases = module.Releases(kind, training.clip, steps, generator)
     one = Trainer(task, data, kind, counted(99))
-    weights, generator = start, np.random.default_rng(seed)
-    for _ in range(steps):
-        delta, number = one.update(weights, generator)
-        assert number == 1
-        weights = weights + delta
+    weights = start
+    with pytest.MonkeyPatch.context() as patch:
+        instead(patch, lambda *_: releases.release)
+        for mine in chosen:
+            patch.setattr(module, "batches", lambda *_, mine=mine: mine[None])
+            delta, number = one.update(weights, generator)
+            assert number == 1
+            weights = weights + delta
     assert made.steps == steps and made.delta.dtype == np.float32
     assert np.allclose(made.delta, weights - start, rtol=1e-4, atol=1e-5 * np.abs(weights).max())
     assert np.linalg.norm(made.delta.astype(float)) <= steps * max_norm
@@ -268,15 +297,20 @@ def test_every_step_has_a_batch_and_noise_of_its_own(
 ) -> None:
     seen: list[bytes] = []
     noises: list[bytes] = []
-    real = module.release
+    real = module.Releases
 
-    def release(gradients: Floats, *rest: Any) -> Floats:
-        noised = real(gradients, *rest)
-        seen.append(gradients.tobytes())
-        noises.append((noised - gradients.mean(axis=0)).tobytes())
-        return noised
+    def begin(*arguments: Any) -> Callable[[Floats], Floats]:
+        releases = real(*arguments)
 
-    monkeypatch.setattr(module, "release", release)
+        def release(gradients: Floats) -> Floats:
+            noised = releases.release(gradients)
+            seen.append(gradients.tobytes())
+            noises.append((noised - clip_rows(gradients, 0.5).mean(axis=0)).round(3).tobytes())
+            return noised
+
+        return release
+
+    instead(monkeypatch, begin)
     task = make_task(training=Training(local_steps=20))
     Trainer(task, data, Release(1.0, BATCH, 100, 5), counted(99), local_steps=20).update(
         np.zeros(5), rng())

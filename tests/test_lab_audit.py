@@ -159,7 +159,7 @@ def test_the_loss_of_real_releases_has_the_law_that_the_ledger_reckons_with(
 
 def test_each_update_has_a_fresh_generator_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(noise, "generator", lambda: made.append(1) or np.random.default_rng())
+    monkeypatch.setattr(noise, "generator", lambda *_: made.append(1) or np.random.default_rng())
     play(game("laplace", 1.0, 2, 5, 3, 7), 4, True, np.random.default_rng(1))
     assert len(made) == 28
 

@@ -74,20 +74,20 @@ def nothing_is_clipped(patch: pytest.MonkeyPatch) -> None:
 
 def noise_over_batch(patch: pytest.MonkeyPatch) -> None:
     """The noise is divided by the batch once more."""
-    patch.setattr(noise, "draw", lambda kind, clip, rng: draw(kind, clip, rng) / kind.batch)
+    patch.setattr(noise, "draw", lambda kind, *rest: draw(kind, *rest) / kind.batch)
 
 
 def noise_for_half_the_shift(patch: pytest.MonkeyPatch) -> None:
     """The noise is for a sum that a replaced row moves by C; it does by 2 C."""
-    patch.setattr(noise, "draw", lambda kind, clip, rng: draw(kind, clip / 2, rng))
+    patch.setattr(noise, "draw", lambda kind, clip, *rest: draw(kind, clip / 2, *rest))
 
 
 def noise_reused(patch: pytest.MonkeyPatch) -> None:
     """Ten releases in a row have the same noise."""
     drawn: list[Floats] = []
 
-    def again(kind: Release, clip: float, rng: np.random.Generator) -> Floats:
-        drawn.append(draw(kind, clip, rng) if len(drawn) % 10 == 0 else drawn[-1])
+    def again(kind: Release, clip: float, rng: np.random.Generator, count: int) -> Floats:
+        drawn.append(draw(kind, clip, rng, count) if len(drawn) % 10 == 0 else drawn[-1])
         return drawn[-1]
 
     patch.setattr(noise, "draw", again)
@@ -95,25 +95,26 @@ def noise_reused(patch: pytest.MonkeyPatch) -> None:
 
 def no_minus_sign(patch: pytest.MonkeyPatch) -> None:
     """The density is exp(+(epsilon / 2C) |z|), as the paper prints it, on a ball of 10 C."""
-    def printed(kind: Release, clip: float, rng: np.random.Generator) -> Floats:
+    def printed(kind: Release, clip: float, rng: np.random.Generator, count: int) -> Floats:
+        assert count == 1
         direction = rng.standard_normal(kind.dimension)
         while True:
             radius = 10 * clip * rng.random() ** (1 / kind.dimension)
             if rng.random() < np.exp(kind.epsilon / (2 * clip) * (radius - 10 * clip)):
-                return np.asarray(direction * (radius / np.linalg.norm(direction)))
+                return np.asarray([direction * (radius / np.linalg.norm(direction))])
 
     patch.setattr(noise, "draw", printed)
 
 
 def one_seed(patch: pytest.MonkeyPatch) -> None:
     """Each generator begins at the same place."""
-    patch.setattr(noise, "generator", lambda: np.random.default_rng(7))
+    patch.setattr(noise, "generator", lambda *_: np.random.default_rng(7))
 
 
 def finite_pool(patch: pytest.MonkeyPatch) -> None:
     """Noise is taken from a pool that was drawn once, as in the paper's own code."""
     seeds = np.random.default_rng(7)
-    patch.setattr(noise, "generator", lambda: np.random.default_rng(seeds.integers(20)))
+    patch.setattr(noise, "generator", lambda *_: np.random.default_rng(seeds.integers(20)))
 
 
 def _step(choose: Callable[[Trainer, np.random.Generator], np.ndarray]) -> object:
@@ -222,9 +223,9 @@ def test_clipping_the_sum_reveals_no_more(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(("line", "instead"), [
-    ("+ draw(kind, clip, rng)", "+ draw(kind, clip, rng) / kind.batch"),
-    ("clipped = clip_rows(gradients, clip)", "clipped = np.asarray(gradients)"),
-    ("key=secrets.randbits(KEY_BITS)", "key=1"),
+    ("told += noise", "told += noise / self._kind.batch"),
+    ("clipped = clip_rows(gradients, self._clip)", "clipped = np.array(gradients)"),
+    ("key = secrets.randbits(KEY_BITS)", "key = 1"),
 ])
 def test_the_command_catches_a_line_that_was_changed(
     tmp_path: Path, line: str, instead: str
