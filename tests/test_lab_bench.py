@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +17,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.bench import noise, roni
-from lab.bench.table import ROWS, Row, for_markdown, measure, measure_all, ratio_words
+from lab.bench import network, noise, roni
+from lab.bench.table import ROWS, Row, for_markdown, measure, measure_all, ratio_words, spread
+from lab.demo import Failed
+from lab.experiments import table2
+from lab.experiments.frame import Finished
 
 bench = importlib.import_module("lab.bench.__main__")
 
@@ -109,6 +114,7 @@ def test_json_is_one_object_with_rows_and_the_machine(monkeypatch: pytest.Monkey
     assert {"what", "against", "ratio", "goal", "met"} <= told["rows"][0].keys()
     assert told["machine"]["cores"] >= 1
     assert told["command"] == "scripts/bench --quick"
+    assert {"version", "commit", "code", "tor", "load_at_begin", "quick"} <= told.keys()
 
 
 def test_only_measures_what_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +156,7 @@ def test_files_are_written_as_json_and_markdown(
     assert "- seconds: 2.5" in page
     assert "the disk is gone" in page
     assert "scripts/bench --quick" in page
+    assert f"code {report['code']}" in page
 
 
 # -- rows ------------------------------------------------------------------------------------
@@ -158,6 +165,14 @@ def test_files_are_written_as_json_and_markdown(
 def test_a_small_round_is_measured() -> None:
     told = roni.compare(40, 400, 6, 3)
     assert told["ratio"] == told["round_ms"] / told["product_ms"] > 0
+    assert 0 < told["ratio_lower_quartile"] <= told["ratio_upper_quartile"]
+
+
+@given(ratios=st.lists(st.floats(1e-3, 1e3), min_size=2))
+def test_half_of_the_ratios_are_within_the_quartiles(ratios: list[float]) -> None:
+    low, high = spread(ratios).values()
+    assert min(ratios) <= low <= high <= max(ratios)
+    assert sum(low <= ratio <= high for ratio in ratios) >= len(ratios) / 2 - 1
 
 
 def test_our_draws_are_timed_and_held_against_pools() -> None:
@@ -180,10 +195,15 @@ def test_the_target_counts_only_where_the_model_stays_there() -> None:
     from lab.bench.flower import reached
     from lab.bench.flower_runs import Course
 
-    course = Course([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], np.zeros((6, 2)), 60)
-    assert course.rate == 10.0
-    assert reached(course, [0.1, 0.3, 0.2, 0.2, 0.1, 0.9], 0.2) == 3.0
-    assert reached(course, [0.1, 0.3, 0.2, 0.2, 0.3, 0.2], 0.2) is None
+    rounds = Course([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], np.zeros((6, 2)), [10, 20, 30, 40, 50, 60])
+    assert rounds.rate == 10.0
+    assert reached(rounds, [0.1, 0.3, 0.2, 0.2, 0.1, 0.1], 0.2, 10) == 3.0
+    assert reached(rounds, [0.1, 0.3, 0.2, 0.2, 0.1, 0.9], 0.2, 10) is None
+    # Three models of one update each are no three rounds.
+    updates = Course([0.1 * i for i in range(40)], np.zeros((40, 2)), list(range(1, 41)))
+    swings = [0.1] * 5 + [0.3] + [0.1] * 34
+    assert reached(updates, swings, 0.2, 10) == pytest.approx(0.6)
+    assert reached(updates, swings[:35], 0.2, 10) is None
 
 
 def test_programs_for_the_other_environment_import_nothing_of_ours() -> None:
@@ -202,13 +222,90 @@ def test_programs_for_the_other_environment_import_nothing_of_ours() -> None:
 
 
 def test_a_cell_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lab.bench import network
-    from lab.demo import Failed
-
     monkeypatch.setattr(network, "find", lambda name: SimpleNamespace(cells=lambda q, s: []))
-    monkeypatch.setattr(network, "EXPERIMENTS", {"table2": ""})
     with pytest.raises(Failed, match="no cell"):
         network._trainings.__wrapped__(True)
+
+
+def race(cell: dict[str, Any], seconds: float | None) -> Finished:
+    """What table2 gives for a cell, as its own report reads it."""
+    told = Finished(cell, {
+        "arrived": seconds, "joining": 12.5, "target": 0.2, "optimum": 0.195, "updates": 9,
+        "rate": 4.5, "releases": 90.0 * cell["local_steps"], "epsilon_total": 0.01, "strikes": 0,
+        "ledger": 95.0, "curve": [[0.0, 0, 0.3]],
+        "latency": {"median_ms": 720.1, "sd_ms": 180.0, "pings": 200}})
+    assert {"arrived", *network._FIGURES} <= table2.measures(told).keys()
+    return told
+
+
+def sides(monkeypatch: pytest.MonkeyPatch, quick: bool, paper: float | None, ours: float | None,
+          ) -> list[dict[str, Any]]:
+    """Both rows of races of the real experiment's cells that took so long; the cells."""
+    asked: list[dict[str, Any]] = []
+
+    @asynccontextmanager
+    async def world(cells: Any, data: Any, directory: Path, say: Any) -> AsyncIterator[Any]:
+        asked.extend(cells)
+
+        async def run(cell: dict[str, Any]) -> dict[str, Any]:
+            seconds = paper if cell["protocol"] == "paper" else ours
+            if seconds is not None:
+                # The middle one of three is it.
+                seconds += cell["seed"] - (0 if quick else 1)
+            return race(cell, seconds if cell["tor"] or seconds is None else seconds / 2).result
+
+        yield run
+
+    monkeypatch.setattr(table2, "open_world", world)
+    monkeypatch.setattr(network.credit, "find", lambda data: None)
+    found = network._trainings.__wrapped__(quick)
+    monkeypatch.setattr(network, "_trainings", lambda quick: found)
+    return asked
+
+
+def test_the_network_rows_read_the_cells_of_table2(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = sides(monkeypatch, False, 50.0, 10.0)
+    assert [(c["clients"], c["protocol"], c["tor"], c["seed"]) for c in asked] == [
+        (200, protocol, tor, seed) for seed in range(3)
+        for protocol, tor in (("ours", True), ("paper", True), ("ours", False))]
+    told = network.measure_protocol(False)
+    assert told["ratio"] == pytest.approx(0.2)
+    assert told["our_all_seconds"] == [9.0, 10.0, 11.0]
+    assert not told["other_is_a_bound"] and "bound" not in told["how"]
+    assert told["our_releases"] > told["other_releases"] == 90.0
+    assert "against 90" in told["how"] and told["data"] in told["how"]
+    assert network.measure_overhead(False)["ratio"] == pytest.approx(2.0)
+
+
+def test_what_a_failed_race_logged_is_told_as_its_log_is_gone(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def world(cells: Any, data: Any, directory: Path, say: Any) -> AsyncIterator[Any]:
+        (directory / "processes.log").write_text("first\nImportError: no module\n")
+        raise Failed("a process ended")
+        yield
+
+    monkeypatch.setattr(table2, "open_world", world)
+    monkeypatch.setattr(network.credit, "find", lambda data: None)
+    with pytest.raises(Failed, match=r"(?s)a process ended; .*ImportError: no module$"):
+        network._trainings.__wrapped__(True)
+
+
+def test_a_contestant_that_did_not_arrive_gives_a_bound_and_we_give_none(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = sides(monkeypatch, True, None, 12.0)
+    assert {cell["clients"] for cell in asked} == {10} and len(asked) == 3
+    told = network.measure_protocol(True)
+    assert told["ratio"] == pytest.approx(12.0 / table2.QUICK_LIMIT)
+    assert told["other_is_a_bound"] and "the true one is less" in told["how"]
+    monkeypatch.undo()
+    sides(monkeypatch, True, 50.0, None)
+    with pytest.raises(Failed, match="not reached by ours"):
+        network.measure_protocol(True)
+    with pytest.raises(Failed, match="not reached by ours"):
+        network.measure_overhead(True)
 
 
 @pytest.mark.slow
@@ -217,7 +314,7 @@ def test_we_train_to_the_target_without_tor() -> None:
 
     course = ours.run(ours.Plan(clients=4, seconds=20.0, updates=40, local_steps=5, step=0.05,
                                 batch=20, epsilon=1.0, share=500))
-    assert course.results >= 40
+    assert course.made[-1] >= 40
     assert course.ends == sorted(course.ends)
     assert len(course.models) == len(course.ends)
     assert np.abs(course.models[-1]).max() > 0

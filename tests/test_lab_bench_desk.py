@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from accord.messages import Refused, Turn, encode
-from lab.bench import desk
+from lab.bench import desk, profiled
 from lab.bench.desk_load import Load, _Client, _frame, _work
 
 
@@ -27,6 +31,9 @@ def test_every_update_counted_is_one_that_the_desk_has_taken() -> None:
         bench.load("echo", "join", 3)
         assert bench.drive("echo", 0.2)[0].answered > 0
         assert bench.megabytes("desk") > 1.0
+        shares = bench.profile("desk", 0.5)
+        assert sum(shares.values()) == pytest.approx(1.0)
+        assert shares["broker.model_app"] > 0.0 and len(shares) <= profiled.MOST + 1
 
 
 @pytest.mark.slow
@@ -56,6 +63,19 @@ def test_an_answer_without_its_receipt_is_noticed_and_one_in_pieces_is_waited_fo
         load._heard(client, whole)
     with pytest.raises(ConnectionError, match="the server sent"):
         load._heard(client, b"\x88\x00")
+
+
+def test_a_profile_counts_what_is_built_in_for_its_callers_and_no_waiting() -> None:
+    here, there = (str(Path(profiled.__file__)), 1, "f"), (json.__file__, 2, "g")
+    built_in, idle = ("~", 0, "<built-in method len>"), ("~", 0, profiled._IDLE)
+    found = profiled.shares({
+        here: (1, 1, 1.0, 9.0, {}), there: (1, 1, 1.0, 9.0, {}),
+        built_in: (2, 2, 2.0, 2.0, {here: (1, 1, 1.5, 1.5), there: (1, 1, 0.5, 0.5)}),
+        idle: (1, 1, 50.0, 50.0, {there: (1, 1, 50.0, 50.0)})})
+    assert found == {"lab.bench.profiled": 0.625, "json": 0.375}
+    assert profiled.module_of(np.__file__) == "numpy"
+    many = profiled.shares({(f"/x/m{i}.py", 1, "f"): (1, 1, 1.0, 1.0, {}) for i in range(20)})
+    assert many["others"] == pytest.approx(0.5)
 
 
 def test_a_refusal_is_no_work() -> None:

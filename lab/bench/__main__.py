@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from accord.console import command, json_option, say
 from accord.files import write_whole
 from accord.problems import BAD_OPTION, DISK, EXIT_BUG, Problem
 from lab.bench.table import ROWS, for_markdown, for_terminal, measure_all
-from lab.experiments.frame import circumstances
+from lab.experiments.origin import circumstances
 
 _WIDTH = 160
 
@@ -39,20 +41,18 @@ async def main(quick: bool, only: tuple[str, ...], output: Path | None, markdown
     Example:
       scripts/bench --only noise --only roni --markdown bench.md
     """
-    import asyncio
-
     known = [row.key for row in ROWS]
     for name in only:
         if name not in known:
             raise Problem(BAD_OPTION, option="--only",
                           what=f"is not one of: {', '.join(known)}")
     chosen = [row for row in ROWS if not only or row.key in only]
+    load = round(os.getloadavg()[0], 2)
     # In a thread: each row runs loops and processes of its own.
     done = await asyncio.to_thread(measure_all, chosen, quick, say)
     flags = [*(["--quick"] if quick else []), *(f"--only {name}" for name in only)]
-    facts = circumstances()
     report = {"rows": done, "quick": quick, "command": " ".join(["scripts/bench", *flags]),
-              "version": facts["version"], "machine": facts["machine"]}
+              **circumstances(tor=True), "load_at_begin": load}
     files: dict[Path, str] = {}
     if output is not None:
         _make(output)

@@ -17,6 +17,7 @@ from accord.messages import SALT_BYTES, Curate, Curated, decode, encode
 from accord.task import Clients, Task, sign
 from broker.desk import Desk, Publisher
 from broker.limits import Limits
+from lab.bench.profiled import profile_on_signal
 from lab.credit import Parts, deal, made
 from lab.setting import Config, make_task
 from lab.soak.flood_parts import run
@@ -27,6 +28,9 @@ ROWS: Final = 100
 _SILENCE: Final = 600.0
 _DOOR: Final = Limits(served=10_000.0, served_at_once=10_000.0, accepts=10_000.0)
 """How fast clients are let in is not what is measured."""
+
+
+DATA: Final = "made data of the credit data's shape"
 
 
 def task_of(clients: int, judged: bool) -> tuple[Task, Parts]:
@@ -49,6 +53,10 @@ def order_of(clients: int, judged: bool) -> bytes:
                          labels.astype("u1").tobytes(), bytes(SALT_BYTES)))
 
 
+PROFILE: Final = "profile.json"
+"""In a desk's state: where a profile goes (:mod:`lab.bench.profiled`), if anybody asks for one."""
+
+
 def desk_process(state: Path, order: bytes, told: Connection, cpu: int | None) -> None:
     """The real desk, on its unix sockets, with one model; tells where its socket is."""
     run(_desk(state, order, told), cpu)
@@ -66,6 +74,7 @@ async def _desk(state: Path, order: bytes, told: Connection) -> None:
         ):
             response.raise_for_status()
             curated = decode(await response.read(), Curated)
+        profile_on_signal(state / PROFILE)
         told.send(services.paths[curated.onion])
         await asyncio.Event().wait()
     finally:

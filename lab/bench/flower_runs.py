@@ -49,17 +49,17 @@ class Course:
     Attributes:
         ends: seconds from the first round's begin (after the warm ones) to each round's end.
         models: after each of these, (rounds, d); all warm ones before it.
-        results: that the server aggregated in them.
+        made: results that the server had aggregated in them by each of these ends.
     """
 
     ends: list[float]
     models: np.ndarray
-    results: int
+    made: list[int]
 
     @property
     def rate(self) -> float:
         """Results aggregated a second."""
-        return self.results / self.ends[-1]
+        return self.made[-1] / self.ends[-1]
 
 
 @contextlib.contextmanager
@@ -107,9 +107,10 @@ def run(plan: Plan, directory: Path, share: int, dimension: int) -> Course:
                 "falling": plan.falling, "clip": plan.clip, "epsilon": plan.epsilon})
         contestants.line_of(server, log)
         told = contestants.line_of(server, log)
-    if told["failures"]:
-        raise Failed(f"{told['failures']} answers of Flower's clients were lost")
-    return Course(told["ends"], np.load(models, allow_pickle=False)[plan.warm:], told["results"])
+    made = [plan.clients * (number + 1) for number in range(len(told["ends"]))]
+    if told["failures"] or told["results"] != made[-1]:
+        raise Failed("some answers of Flower's clients were lost")
+    return Course(told["ends"], np.load(models, allow_pickle=False)[plan.warm:], made)
 
 
 def _free_port() -> int:

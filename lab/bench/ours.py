@@ -111,7 +111,8 @@ def run(plan: Plan) -> Course:
         for place in range(plan.processes):
             start(_clients, plan, range(place, plan.clients, plan.processes), Path(name), where)
         rows = hear(broker, _STARTS + plan.seconds + 60.0)
-    return Course([at for at, _, _ in rows], np.array([w for _, _, w in rows]), rows[-1][1])
+    return Course([at for at, _, _ in rows], np.array([w for _, _, w in rows]),
+                  [made for _, made, _ in rows])
 
 
 # -- the broker's process --------------------------------------------------------------------

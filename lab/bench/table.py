@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -91,6 +92,12 @@ ROWS: Final = (
 )
 
 
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    """The quartiles of the turns' ratios, for a row's figures; of two at least."""
+    lower, _, upper = statistics.quantiles(ratios, n=4, method="inclusive")
+    return {"ratio_lower_quartile": lower, "ratio_upper_quartile": upper}
+
+
 def measure(row: Row, quick: bool) -> dict[str, Any]:
     """Measure one row.
 
@@ -156,7 +163,9 @@ def for_markdown(report: Mapping[str, Any]) -> str:
     lines = ["# Measured side by side", "",
              f"Made by `{report['command']}`. Each ratio's two sides ran in that one run, on this "
              "machine: " + ", ".join(f"{name} {value}" for name, value
-                                     in report["machine"].items()) + ".", "",
+                                     in report["machine"].items())
+             + f". Its load was {report['load_at_begin']:g} when they began. Version "
+             f"{report['version']}, code {report['code']}.", "",
              "| what | against | ratio | goal | met |", "|---|---|---|---|---|"]
     for told in report["rows"]:
         words = ratio_words(told) if told["ratio"] is not None else "not measured"

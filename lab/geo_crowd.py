@@ -1,0 +1,236 @@
+"""Clients of a race (:mod:`lab.geo`): many in one process, each as ``tormentor`` makes them.
+
+Each has a session file, a ledger on disk, sockets and circuits of its own, and its own sample of
+the rows. They are :class:`client.agent.Agent`, or :class:`lab.contact.ContactAgent` for the paper's
+protocol. They train until they are killed.
+
+The last of a race's clients comes to the door when all others have their training conversation, or
+their first contact, and were told to wait for it. So when training begins no circuit is still being
+built, but the one's: that is part of joining.
+
+Run as a program: ``python -m lab.geo_crowd TEAM``, where TEAM is a :class:`Team` as JSON. It says
+one line of JSON when its clients begin to join: the moment on this machine's monotonic clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import click
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from accord.circuit import Circuit, Route, fresh_identity
+from accord.console import TorOptions, command, route, say, unless_away
+from accord.files import private_directory
+from accord.messages import SignedTask
+from accord.problems import Problem
+from accord.task import open_task, task_id
+from client.agent import Agent, fetch_task
+from client.budget import Budget, Ledger, ledger_name
+from client.dataset import Dataset
+from client.events import Event, Waiting
+from client.session import Session, load_session, save_session
+from client.trainer import Trainer
+from lab.contact import ContactAgent
+from lab.crowd import AGAIN, DELTA, PATIENCE
+
+FIRST, STRIDE = 2, 7
+"""Client i is in region FIRST + STRIDE i, modulo their number. They are in the order of their
+distance, so ten clients are as far away as two hundred: at the median, and in the mean number of
+round trips in a second, most of which those who are near make."""
+_WAITS = "waits"
+_POLL = 0.1
+BUDGET = 1e7
+"""More than any race spends: the ledgers are real, and are not what ends it."""
+
+
+class Team(Struct, frozen=True, kw_only=True):
+    """The clients of one process.
+
+    Attributes:
+        onion: the model's address.
+        home: one directory for each client is in it, and all that it keeps.
+        rows, labels: arrays on disk (.npy), which all clients draw their samples from.
+        share: rows of each client, drawn with replacement.
+        seed: of who holds what.
+        numbers: the clients'; clients: how many there are in all processes.
+        epsilon, batch, local_steps: of each.
+        protocol: ``ours`` or ``paper``.
+        torrc: the process has a tor of its own on this network, as clients of one that has served
+            hundreds of others before would wait for minutes; else
+        ports: of loopback, for a broker without Tor, one for each region (:func:`region`).
+    """
+
+    onion: str
+    home: str
+    rows: str
+    labels: str
+    share: int
+    seed: int
+    numbers: list[int]
+    clients: int
+    epsilon: float
+    batch: int
+    local_steps: int
+    protocol: str
+    torrc: str = ""
+    ports: list[int] = []
+
+    def direct(self, number: int) -> Route:
+        """How a client reaches the model without Tor."""
+        return Route(None, ("127.0.0.1", self.ports[region(number, len(self.ports))]))
+
+
+def region(number: int, count: int) -> int:
+    """Which of so many regions a client is in."""
+    return (FIRST + STRIDE * number) % count
+
+
+class Sample:
+    """Rows drawn with replacement from a table that all samples share.
+
+    Two hundred copies of it would take a gigabyte. What a trainer asks of its rows is those at
+    some places; that is all that this can do.
+
+    Args:
+        rows: the table, (N, d).
+        chosen: which of them, (n,), whole numbers.
+    """
+
+    def __init__(self, rows: np.ndarray, chosen: np.ndarray) -> None:
+        self._rows = rows
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def take(self, places: np.ndarray, axis: int = 0) -> np.ndarray:
+        """The rows at some places (whole numbers, (b,)): (b, d)."""
+        return self._rows.take(self._chosen.take(places), axis=axis)
+
+
+def held_by(team: Team, number: int, rows: np.ndarray, labels: np.ndarray) -> Dataset:
+    """The data of one client; the same for the same seed and number."""
+    rng = np.random.default_rng([team.seed, 7, number])
+    chosen = rng.integers(0, len(labels), team.share, dtype=np.int32)
+    name = f"{number:064x}"
+    return Dataset(cast(np.ndarray, Sample(rows, chosen)), labels[chosen], name,
+                   Path(team.home) / f"{number:03}.csv", name)
+
+
+def ledger_of(home: Path, number: int) -> Ledger:
+    """A client's ledger, once its process is no more."""
+    ledgers = home / f"{number:03}" / "ledgers"
+    name = f"{number:064x}"
+    return Ledger(ledgers, ledger_name(ledgers, name, name))
+
+
+async def run(team: Team) -> None:
+    """Join and train, until cancelled or killed."""
+    async with AsyncExitStack() as stack:
+        tor = None
+        if team.torrc:
+            directory = private_directory(Path(team.home) / f"tor{team.numbers[0]}")
+            tor = await stack.enter_async_context(route(
+                TorOptions(mode="launch", socks=None, torrc=Path(team.torrc), direct=None),
+                directory, True))
+        crowd = _Crowd(team)
+        click.echo(msgspec.json.encode({"began": time.monotonic()}).decode())
+        async with asyncio.TaskGroup() as group:
+            for number in team.numbers:
+                group.create_task(crowd.client(number, tor or team.direct(number)))
+
+
+class _Crowd:
+    def __init__(self, team: Team) -> None:
+        self._team = team
+        # A view of its bytes: memmap itself is slow to take rows of.
+        self._rows = np.asarray(np.load(team.rows, mmap_mode="r"))
+        self._labels = np.load(team.labels)
+        self._task: SignedTask | None = None
+        self._fetching = asyncio.Lock()
+
+    async def client(self, number: int, way: Route) -> None:
+        """One client, started again when it ends with a problem, as a person would."""
+        team = self._team
+        home = private_directory(Path(team.home) / f"{number:03}")
+        path = home / "session.json"
+        data = held_by(team, number, self._rows, self._labels)
+        if number == team.clients - 1:
+            await self._others(number)
+        while True:
+            try:
+                if not path.exists():
+                    await self._join(way, data, home, path)
+                await self._take_part(way, data, path)
+                return
+            except Problem as problem:
+                say(f"Client {number}: {problem.sentence}")
+            await asyncio.sleep(AGAIN)
+
+    async def _others(self, last: int) -> None:
+        """Until all others wait for the last one."""
+        home = Path(self._team.home)
+        for number in range(last):
+            mark = home / f"{number:03}" / _WAITS
+            # They are in other processes too, so no event tells.
+            while not await asyncio.to_thread(mark.exists):  # noqa: ASYNC110
+                await asyncio.sleep(_POLL)
+
+    async def _join(self, way: Route, data: Dataset, home: Path, path: Path) -> None:
+        """Write the session that ``join`` would. The task is fetched once for all."""
+        team = self._team
+        async with self._fetching:
+            if self._task is None:
+                self._task = await unless_away(lambda: _fetch(way, team.onion), PATIENCE, _unsaid)
+        save_session(path, Session(
+            onion=team.onion, task=self._task, data=str(data.path), fingerprint=data.fingerprint,
+            epsilon=team.epsilon, batch=team.batch, min_clients=1, budget=BUDGET, delta=DELTA,
+            max_difficulty=8, ledger=str(home / "ledgers"), output=str(home / "model.safetensors"),
+            local_steps=team.local_steps))
+
+    async def _take_part(self, way: Route, data: Dataset, path: Path) -> None:
+        """What ``solve`` does."""
+        session = load_session(path)
+        task = open_task(session.task, session.onion)
+        release = session.release(len(data.labels), task.dimension)
+        ledgers = Path(session.ledger)
+        agent: type[Agent] = ContactAgent if self._team.protocol == "paper" else Agent
+        with Ledger(ledgers, ledger_name(ledgers, data.identity, data.fingerprint)) as book:
+            budget = Budget(book, task_id(session.task), release, session.budget, session.delta)
+            trainer = Trainer(task, data, release, budget.spend, local_steps=session.local_steps)
+            await agent(way, path, session, trainer, book, lambda: budget.remaining > 0,
+                        lambda event: _hear(event, path.parent)).run()
+
+
+async def _fetch(way: Route, onion: str) -> SignedTask:
+    async with Circuit(way, onion, fresh_identity()) as circuit:
+        return await fetch_task(circuit)
+
+
+def _hear(event: Event, home: Path) -> None:
+    """Note that a client has its conversation, and waits for others."""
+    if isinstance(event, Waiting):
+        (home / _WAITS).touch()
+
+
+def _unsaid(why: Any) -> None:
+    """Nobody reads along."""
+
+
+@click.command("geo-crowd")
+@click.argument("team")
+@command
+async def main(team: str) -> None:
+    """Run the clients of a TEAM (JSON)."""
+    await run(msgspec.json.decode(team, type=Team))
+
+
+if __name__ == "__main__":
+    main()
