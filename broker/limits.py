@@ -85,23 +85,27 @@ READ_BUFFER: Final = 65_536
 and one more piece. Of a session's messages it holds half a megabyte, or one message."""
 FRONT_HEAD: Final = 16_384
 """Bytes of a request before its first empty line, at the front for ``--tor none``."""
-MESSAGES: Final = 1000.0
-"""Messages a second that one session's are read, pings included; those beyond it are left with the
-sender (TCP's back-pressure), not refused. It is what one session alone can use, as each of its
-messages waits for the disk. Through Tor an honest client has at most one for each round trip: about
-20 on a private network, 2 on the real one."""
-MESSAGES_OF_ALL: Final = 20_000.0
-"""Messages a second that all sessions of a model have together, in equal shares: what a desk can do
-at most, so that it is the processor that sets the pace. That is shared fairly without it: the next
-message of a session is read only when its last one was answered, so each has one message in the
-work of all, and everybody who comes to the door, or asks for a page, has a turn in every round of
-the loop (``scripts/soak flood``). But one who has many sessions, each of which repeats what costs
-no puzzle, has no more of it than as many honest ones would: with 1,000 sessions, 20 for each."""
+MESSAGES: Final = 200.0
+"""Messages a second that one session's are read; those beyond it are left with the sender (TCP's
+back-pressure), not refused. One that brings an update which is accepted is not counted: it has
+cost noise and a puzzle, and the next one of its session is read only when it is on the disk. So
+this is for those that bring nothing, of which an honest client has one for each connection, and a
+few a minute."""
+MESSAGES_OF_ALL: Final = 1000.0
+"""Messages a second that all sessions of a model have together, in equal shares; they take about a
+tenth of a core. One who has many sessions then takes no more from the others than as many honest
+ones would."""
 MESSAGES_OF_ONE: Final = 10.0
 """But never fewer than these for each, several times what an honest client has through Tor."""
 MESSAGES_AT_ONCE: Final = 400.0
 """Messages of a session that are read at once after a quiet time: seconds of an honest client that
 has no round trip at all."""
+
+PINGS: Final = 1.0
+"""Pings and pongs a second of one session. They wait for no disk and no turn, and nobody needs
+more: a desk's own heartbeat is one in 30 seconds."""
+PINGS_AT_ONCE: Final = 10.0
+"""Pings of a session that are answered at once after a quiet time: a measurement of round trips."""
 
 # -- the desk --------------------------------------------------------------------------------
 
@@ -147,6 +151,8 @@ class Limits:
     messages_of_all: float = MESSAGES_OF_ALL
     messages_of_one: float = MESSAGES_OF_ONE
     messages_at_once: float = MESSAGES_AT_ONCE
+    pings: float = PINGS
+    pings_at_once: float = PINGS_AT_ONCE
     uploads: int = UPLOADS
 
 
@@ -182,3 +188,7 @@ class Bucket:
         wait = self.wait(now)
         self._left -= 1.0
         return wait
+
+    def give_back(self) -> None:
+        """One that was taken does not count."""
+        self._left = min(self._at_once, self._left + 1.0)

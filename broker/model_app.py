@@ -162,15 +162,17 @@ class ModelApp:
             heartbeat=limits.heartbeat, timeout=limits.goodbye, autoping=False)
         socket.headers["Server"] = HEADERS["Server"]
         await socket.prepare(request)
-        bucket = Bucket(limits.messages, limits.messages_at_once, self._now())
+        now = self._now()
+        pace = _Pace(Bucket(limits.messages, limits.messages_at_once, now),
+                     Bucket(limits.pings, limits.pings_at_once, now))
         talk = None
         try:
             async with asyncio.timeout(limits.hello_seconds):
-                hello = decode(await self._read(socket, bucket), Hello)
+                hello = decode(await self._read(socket, pace), Hello)
             if not self.brokerage.knows(hello.token):
                 raise PeerProblem(UNKNOWN_CLIENT)
             welcome(request)
-            talk = self._take_over(hello.token, socket, request, bucket)
+            talk = self._take_over(hello.token, socket, request, pace)
             await self._converse(talk)
         except Problem as problem:
             with contextlib.suppress(ConnectionError, TimeoutError):
@@ -185,7 +187,7 @@ class ModelApp:
         return socket
 
     def _take_over(
-        self, token: bytes, socket: web.WebSocketResponse, request: web.Request, bucket: Bucket
+        self, token: bytes, socket: web.WebSocketResponse, request: web.Request, pace: _Pace
     ) -> _Talk:
         """A session has one conversation: an older one, likely dead, is ended."""
         for other in [t for t, its in self._conversations.items() if its.token == token]:
@@ -194,7 +196,7 @@ class ModelApp:
         assert task is not None
         rules = self.brokerage.task.clients
         # Until it is heard, it has no more of a claim than one that was silent for too long.
-        talk = _Talk(token, task, socket, request, bucket, self._now() - rules.silence)
+        talk = _Talk(token, task, socket, request, pace, self._now() - rules.silence)
         self._conversations[task] = talk
         if len(self._conversations) > rules.maximum + self._limits.spare_conversations:
             self._end(min(self._conversations, key=lambda t: self._conversations[t].heard))
@@ -212,7 +214,7 @@ class ModelApp:
         raw = None
         while True:
             if raw is None:
-                raw = await self._read(talk.socket, talk.bucket)
+                raw = await self._read(talk.socket, talk.pace)
             message: FromClient = decode(raw, FromClient, limit)
             raw = None
             if delays and not isinstance(message, Leave):
@@ -223,6 +225,9 @@ class ModelApp:
                     talk.heard = self._now()
                 await self._hold_back()
             turn, seen = await self._receive(talk, message)
+            if turn.receipt and turn.receipt != talk.receipt:
+                talk.receipt = turn.receipt
+                talk.pace.messages.give_back()
             await self._send(talk.socket, talk.request, turn)
             if isinstance(turn.next, Wait):
                 raw = await self._say_news(talk, message, turn, seen)
@@ -235,7 +240,7 @@ class ModelApp:
         Returns:
             The next message.
         """
-        reading = asyncio.create_task(self._read(talk.socket, talk.bucket))
+        reading = asyncio.create_task(self._read(talk.socket, talk.pace))
         try:
             while not await self._message_or_news(reading, seen):
                 await self._hold_back()
@@ -292,12 +297,13 @@ class ModelApp:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         return reading.done()
 
-    async def _read(self, socket: web.WebSocketResponse, bucket: Bucket) -> bytes:
+    async def _read(self, socket: web.WebSocketResponse, pace: _Pace) -> bytes:
         """The next message, not before its turn: what comes too fast waits unread."""
         while True:
             message = await socket.receive()
-            bucket.rate = self._rate
-            if wait := bucket.take(self._now()):
+            pace.messages.rate = self._rate
+            pings = message.type in (WSMsgType.PING, WSMsgType.PONG)
+            if wait := (pace.pings if pings else pace.messages).take(self._now()):
                 await asyncio.sleep(wait)
             if message.type is WSMsgType.BINARY and isinstance(message.data, bytes):
                 return message.data
@@ -413,16 +419,26 @@ async def _close(
             request.transport.abort()
 
 
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """How fast a conversation is read."""
+
+    messages: Bucket
+    pings: Bucket
+
+
 @dataclass(slots=True, repr=False)
 class _Talk:
-    """A conversation: whose, through what, and when it was heard of last and not refused."""
+    """A conversation: whose, through what, when it was heard of last and not refused, and the last
+    ticket that was acknowledged in it."""
 
     token: bytes
     task: asyncio.Task[object]
     socket: web.WebSocketResponse
     request: web.Request
-    bucket: Bucket
+    pace: _Pace
     heard: float
+    receipt: bytes = b""
 
 
 class _HungUp(Exception):

@@ -87,9 +87,9 @@ class Screen:
         self._steps[name] = first + steps - 1
         if self._restored and self._before:
             self._restored = False
-            # Not the most: who says that it makes a thousand steps at a time is only one.
+            # Not the most: who has sent as fast as it could is only one.
             self._usual = int(statistics.median(
-                self._steps[other] + self._before[other] for other in self._before))
+                self._count[other] + self._before[other] for other in self._before))
         before = self._before.setdefault(name, self._usual)
         eta = steps_size(self._training, first, steps)
         # Where each of the steps began is not known. That they have not led far from what was sent
@@ -110,7 +110,9 @@ class Screen:
             self._look_around()
             # In an eighth of what all send once: so it costs the same however many they are.
             self._look_at = self._seen + max(8, len(self._last) // 8)
-        due = steps_size(self._training, first + before, steps) / eta
+        # Counted in updates, each of as many steps as this one: whoever says that it makes a
+        # thousand at a time shortens nobody's.
+        due = steps_size(self._training, first + before * steps, steps) / eta
         short = min(1.0, due * self._limit(steps) / max(length, 1e-300))
         decay = eta * self._training.regularisation * sent
         step = delta if short == 1.0 else _no_longer((delta + decay) * short - decay, delta)
@@ -130,9 +132,9 @@ class Screen:
         """What is usual among those who are here."""
         since = self._seen - _LATELY * len(self._last)
         self._last = {name: seen for name, seen in self._last.items() if seen >= since}
-        # What a client who has been here from the beginning has sent: the median, as one who sends
-        # as fast as it can should shorten nobody's steps.
-        sent = [self._steps[name] + self._before[name] for name in self._last]
+        # Updates of a client who has been here from the beginning: the median, as one who sends as
+        # fast as it can should shorten nobody's steps.
+        sent = [self._count[name] + self._before[name] for name in self._last]
         self._usual = int(statistics.median(sent)) if sent else 0
         known = [name for name in self._last
                  if self._count[name] >= _KNOWN and name not in self._struck]

@@ -86,7 +86,11 @@ _WORSE: Final = 2.0
 _WORSE_LEAST: Final = 1e-3
 _REMEMBERED: Final = 10_000
 """What clients have given is remembered for models of so many numbers: 160 MB for 2,000 of them."""
-_RECORD: Final = struct.Struct("<ddddddqH?")
+_SHORTER: Final = 1
+"""Updates of fewer steps than a session has shown it can make that are applied: a budget's last.
+They weigh less and teach nothing of its noise; so an opponent that first says many steps, once, and
+then makes few would hide all that it does."""
+_RECORD: Final = struct.Struct("<ddddddqHB?")
 _STATE: Final = struct.Struct("<qd")
 
 
@@ -127,17 +131,18 @@ class Suspect:
 
     Attributes:
         labels, harm: log-likelihood ratios; above the threshold is a strike.
-        most: steps of its update that had the most.
+        most: steps of its update that had the most; shorter: how many since had fewer.
         out: struck, or come after somebody was, and not at the floor yet: nothing is applied.
         given: what of its updates is in the model, (d,); None: nothing, or it is not known.
     """
 
-    __slots__ = ("count", "given", "harm", "harm_noise", "labels", "labels_noise", "most", "out")
+    __slots__ = ("count", "given", "harm", "harm_noise", "labels", "labels_noise", "most", "out",
+                 "shorter")
 
     def __init__(self) -> None:
         self.labels = self.harm = 0.0
         self.labels_noise, self.harm_noise = Noise(), Noise()
-        self.count = self.most = 0
+        self.count = self.most = self.shorter = 0
         self.out = False
         self.given: np.ndarray | None = None
 
@@ -215,7 +220,9 @@ class Sequential:
             suspect.out = True
             mend, suspect.given = suspect.given, None
             mend = None if mend is None else -mend
-        apply = None if suspect.out else update.step
+        if update.steps < suspect.most:
+            suspect.shorter = min(suspect.shorter + 1, 255)
+        apply = None if suspect.out or suspect.shorter > _SHORTER else update.step
         if self._back and self._best is not None:
             self._back = False
             # The best weights are from before: what of whom is in them is no longer known.
@@ -280,7 +287,8 @@ class Sequential:
         if s is None:
             return b""
         return _RECORD.pack(s.labels, s.harm, s.labels_noise.variance, s.labels_noise.last,
-                            s.harm_noise.variance, s.harm_noise.last, s.count, s.most, s.out)
+                            s.harm_noise.variance, s.harm_noise.last, s.count, s.most, s.shorter,
+                            s.out)
 
     def restore(self, name: bytes, evidence: bytes) -> None:
         """Take a session's evidence back from what :meth:`evidence` gave."""
@@ -288,7 +296,7 @@ class Sequential:
             return
         s = self._suspects[name] = Suspect()
         (s.labels, s.harm, s.labels_noise.variance, s.labels_noise.last,
-         s.harm_noise.variance, s.harm_noise.last, s.count, s.most,
+         s.harm_noise.variance, s.harm_noise.last, s.count, s.most, s.shorter,
          s.out) = _RECORD.unpack(evidence)
 
     def forget(self, name: bytes) -> None:

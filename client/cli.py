@@ -62,7 +62,7 @@ from client.budget_cli import noise_option
 from client.dataset import fingerprint, load, read
 from client.meaning import in_words
 from client.noise import Mechanism
-from client.plan import expected_updates, plan
+from client.plan import ADVISED_STEPS, expected_updates, plan
 from client.progress import shown
 from client.session import Pace, Session, hold_session, load_session, save_session
 from client.trainer import Trainer
@@ -125,7 +125,7 @@ _wait_option = click.option(
               "tells less.")
 @click.option("--local-steps", type=int, metavar="N",
               help="Private steps that make an update, each paid for: more of them for each way "
-              "through Tor.  [as many as the task allows]")
+              f"through Tor.  [as many as the task allows, but {ADVISED_STEPS} at most]")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="MODEL",
               help="Where the model goes.  [./model-ONION.safetensors]")
 @click.option("--again", is_flag=True, help="Replace an unfinished session, or a model's file.")
@@ -193,7 +193,8 @@ async def join(
         if old is not None and updates is None:
             # What was chosen then is chosen still, whatever has been spent since.
             epsilon, batch = old.epsilon, old.batch
-        each = local_steps or (old.local_steps if old is not None else task.training.local_steps)
+        each = local_steps or (old.local_steps if old is not None else
+                               min(task.training.local_steps, ADVISED_STEPS))
         if not as_json:
             say("Reckoning what it will cost in privacy; this takes some seconds ...\n")
         with Ledger(ledgers, ledger_name(ledgers, mine.identity, mine.fingerprint)) as book:

@@ -26,6 +26,9 @@ MOST_BATCH: Final = 10_000
 """Larger batches are advised to nobody, for the time that they take."""
 SMALL_BATCH: Final = 50
 """Advised where the epsilon of one update is named."""
+ADVISED_STEPS: Final = 10
+"""Steps of an update that nobody makes more of without having typed it, whatever a task allows:
+they are paid for before the first is judged, and lost when a broker goes away."""
 _FASTER: Final = 1.5
 
 

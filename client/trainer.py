@@ -27,6 +27,8 @@ _TRAVELS: Final[dict[Precision, tuple[type[np.floating], float]]] = {
 """What an update is rounded to; and by how much steps are made shorter than they may be. Rounding
 lengthens a vector by less than 2^-24 of it, or 2^-11, so it stays within the bound."""
 _SMALL: Final = 1e-280  # squares of lengths between it and 1 / it have all their digits
+_AT_ONCE: Final = 64
+"""Steps whose noise is drawn together: of a large model it fills some memory."""
 
 
 class Made(NamedTuple):
@@ -69,12 +71,17 @@ class Trainer:
         if not 1 <= self.local_steps <= self.task.training.local_steps:
             raise ValueError(f"{self.local_steps} steps are not what the task allows")
 
-    def update(self, weights: np.ndarray, rng: np.random.Generator) -> Made:
+    def update(
+        self, weights: np.ndarray, rng: np.random.Generator,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Made:
         """One noised update.
 
         Args:
             weights: shape (d,), finite.
             rng: for this update only.
+            stopped: asked before each step: whether nobody wants the rest any more. All steps are
+                paid for at the beginning.
 
         Returns:
             The update, no longer than the task's ``max_norm`` for each of its steps.
@@ -90,19 +97,24 @@ class Trainer:
         gradients = OBJECTIVES[self.task.objective].gradients
         dtype, margin = _TRAVELS[training.precision]
         limit = training.max_norm * (1 - margin)
-        # All that is random at once, which costs little more than for one step.
-        chosen = batches(self.kind, len(numbers), rng)
-        releases = Releases(self.kind, training.clip, len(numbers), rng)
-        here, delta = weights, np.zeros(len(weights))
+        here, delta, made = weights, np.zeros(len(weights)), 0
         with np.errstate(over="ignore", invalid="ignore"):
-            for t, mine in zip(numbers, chosen, strict=True):
-                step = releases.release(
-                    gradients(here, data.rows.take(mine, axis=0), data.labels.take(mine)))
-                step += training.regularisation * here
-                step *= -step_size(training, t)
-                delta += shortened(step, limit)
-                here = weights + delta
-        return Made(_rounded(delta, dtype, len(numbers) * training.max_norm), len(numbers))
+            for start in range(0, len(numbers), _AT_ONCE):
+                some = numbers[start : start + _AT_ONCE]
+                # All that is random at once, which costs little more than for one step.
+                chosen = batches(self.kind, len(some), rng)
+                releases = Releases(self.kind, training.clip, len(some), rng)
+                for t, mine in zip(some, chosen, strict=True):
+                    if made and stopped():
+                        break
+                    step = releases.release(
+                        gradients(here, data.rows.take(mine, axis=0), data.labels.take(mine)))
+                    step += training.regularisation * here
+                    step *= -step_size(training, t)
+                    delta += shortened(step, limit)
+                    here = weights + delta
+                    made += 1
+        return Made(_rounded(delta, dtype, made * training.max_norm), made)
 
 
 def shortened(vector: np.ndarray, limit: float) -> np.ndarray:

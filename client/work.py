@@ -50,6 +50,7 @@ class Worker:
         self._tell = tell
         self._step: asyncio.Future[tuple[Made, Tried | None]] | None = None
         self._rng: np.random.Generator | None = None
+        self._stopped = False
 
     async def compute(self, step: Step) -> tuple[bytes, Made]:
         """A ticket's puzzle and its update, at the same time where that is worth it.
@@ -81,13 +82,15 @@ class Worker:
         for which another thread is not worth it."""
         part = self._solver.stretch(step.lock, step.difficulty, 0) if trifle else None
         self._rng = generator(self._rng)
-        return self._trainer.update(step.weights, self._rng), part
+        return self._trainer.update(step.weights, self._rng, lambda: self._stopped), part
 
     async def put_down(self) -> None:
-        """Wait until no thread is left that could still write into the ledger. No new work may be
-        begun meanwhile."""
+        """Wait until no thread is left that could still write into the ledger, or makes steps that
+        nobody will send. No new work may be begun meanwhile."""
         if self._step is not None:
+            self._stopped = True
             await asyncio.gather(self._step, return_exceptions=True)
+            self._stopped = False
 
     async def search(self, lock: bytes, difficulty: int, *, door: bool) -> bytes:
         """Solve a puzzle in stretches; whoever stops us stops it at the end of one."""

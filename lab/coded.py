@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, cast
@@ -112,7 +112,10 @@ class CodedTrainer(Trainer):
     code: Code
     client: int
 
-    def update(self, weights: np.ndarray, rng: np.random.Generator) -> Made:
+    def update(
+        self, weights: np.ndarray, rng: np.random.Generator,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Made:
         """Pay for one step, and make it of the number that the ledger gives it."""
         return Made(self.code.delta((self.client, self.spend(1).start - 1), len(weights)), 1)
 

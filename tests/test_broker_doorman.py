@@ -388,9 +388,9 @@ async def test_fragments_are_cut_at_once(tmp_path):
 
 
 @pytest.mark.slow
-async def test_pings_are_messages_and_come_no_faster(tmp_path):
+async def test_pings_come_no_faster_than_they_may(tmp_path):
     async with (
-        serve(tmp_path, messages=50, messages_at_once=20, goodbye=0.2) as place,
+        serve(tmp_path, pings=50, pings_at_once=20, goodbye=0.2) as place,
         place.member() as bad,
         place.member() as good,
     ):

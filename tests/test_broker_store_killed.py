@@ -101,7 +101,7 @@ def test_evidence_of_another_form_is_another_version() -> None:
     """The store cannot see into it: whoever changes these writes another number in the schema."""
     forms = [screen._RECORD, sequential._RECORD, sequential._STATE, rounds._TOTAL]
     assert "form 2" in store_module._SCHEMA
-    assert [form.format for form in forms] == ["<qqqdd?", "<ddddddqH?", "<qd", "<d"]
+    assert [form.format for form in forms] == ["<qqqdd?", "<ddddddqHB?", "<qd", "<d"]
 
 
 def test_a_transaction_that_fails_for_any_reason_does_not_refuse_the_next(

@@ -594,6 +594,11 @@ def test_other_numbers_of_steps_are_refused(world: World, steps: int, what: str)
     untouched(world)
 
 
+def test_whoever_types_nothing_makes_few_steps_whatever_a_task_allows(world: World) -> None:
+    in_steps(world, 1000)
+    assert lines(world.join("--json").stdout)[-1]["local_steps"] == 10
+
+
 def test_whoever_joins_again_keeps_the_number_of_steps(world: World) -> None:
     in_steps(world, 4)
     assert world.join("--local-steps", 2).exit_code == 0

@@ -292,6 +292,17 @@ def test_at_the_end_of_a_budget_an_update_has_fewer_steps(data: Dataset) -> None
     assert [client.update(np.zeros(5), generator).steps for _ in range(2)] == [10, 3]
 
 
+@pytest.mark.parametrize("after", [1, 5, 70])
+def test_an_update_that_nobody_wants_any_more_is_cut_short(data: Dataset, after: int) -> None:
+    """All of it is paid for; at least one step is made, so that there is something to send."""
+    task = make_task(training=Training(local_steps=100))
+    spend = counted(200)
+    client = Trainer(task, data, Release(1.0, BATCH, 100, 5), spend, local_steps=100)
+    asked = iter(range(1, 1000))
+    assert client.update(np.zeros(5), rng(), lambda: next(asked) >= after).steps == after
+    assert spend(1).start == 101
+
+
 def test_every_step_has_a_batch_and_noise_of_its_own(
     data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,10 @@ def swift(quick: bool) -> dict[str, Any]:
     return {"ratio": 0.1 if quick else 0.3, "how": "A stand-in.", "seconds": 2.5, "tried": [1]}
 
 
+def less(quick: bool) -> dict[str, Any]:
+    return swift(quick) | {"note": "10 only"}
+
+
 def broken(quick: bool) -> dict[str, Any]:
     raise OSError("the disk is gone")
 
@@ -59,6 +63,7 @@ def test_a_row_has_its_ratio_its_goal_and_how_it_was_measured() -> None:
         "key": "swift", "what": "a | swift", "against": "nothing", "ratio": 0.1, "goal": "≤ 0.2",
         "met": True, "unit": "", "how": "A stand-in.", "details": {"seconds": 2.5, "tried": [1]}}
     assert measure(row("swift"), False)["met"] is False
+    assert measure(row("less"), True)["what"] == "a | less (10 only)"
     assert measure(row("swift", most=False), False)["met"] is True
 
 
@@ -271,7 +276,7 @@ def test_the_network_rows_read_the_cells_of_table2(monkeypatch: pytest.MonkeyPat
     told = network.measure_protocol(False)
     assert told["ratio"] == pytest.approx(0.2)
     assert told["our_all_seconds"] == [9.0, 10.0, 11.0]
-    assert not told["other_is_a_bound"] and "bound" not in told["how"]
+    assert not told["other_is_a_bound"] and not told["note"] and "bound" not in told["how"]
     assert told["our_releases"] > told["other_releases"] == 90.0
     assert "against 90" in told["how"] and told["data"] in told["how"]
     assert network.measure_overhead(False)["ratio"] == pytest.approx(2.0)
@@ -300,6 +305,7 @@ def test_a_contestant_that_did_not_arrive_gives_a_bound_and_we_give_none(
     told = network.measure_protocol(True)
     assert told["ratio"] == pytest.approx(12.0 / table2.QUICK_LIMIT)
     assert told["other_is_a_bound"] and "the true one is less" in told["how"]
+    assert told["note"] == "10 clients only; a bound: the true ratio is less"
     monkeypatch.undo()
     sides(monkeypatch, True, 50.0, None)
     with pytest.raises(Failed, match="not reached by ours"):

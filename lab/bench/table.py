@@ -3,8 +3,9 @@
 A row says what is measured, against what, and how far the ratio may go. Each is measured by a
 function ``measure(quick)`` of its own module, imported only when its turn comes; it returns a
 dictionary with at least ``ratio`` (a number) and ``how`` (one or two sentences: how each side was
-set up); everything else in it is figures for whoever wants to look closer. A row that cannot be
-measured says why, and the others go on.
+set up); ``note``, where it is not quite what the row says, is shown beside that; everything else in
+it is figures for whoever wants to look closer. A row that cannot be measured says why, and the
+others go on.
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ def measure(row: Row, quick: bool) -> dict[str, Any]:
         return told | {"why": problem.sentence}
     except Exception as error:  # whatever it is, the other rows can be measured
         return told | {"why": f"{type(error).__name__}: {error}".removesuffix(": ")}
+    if note := found.pop("note", ""):
+        told["what"] = f"{row.what} ({note})"
     return told | {"ratio": ratio, "met": row.met(ratio), "how": str(found.pop("how")),
                    "details": found}
 

@@ -153,7 +153,7 @@ def plots(finished: Sequence[Finished], directory: Path) -> list[Path]:
         return []
     pyplot = begin()
     written = []
-    for name, tor in (("figure6", False), ("figure7", True)):
+    for name, tor in (("figure6", True), ("figure7", False)):
         some = [each for each in finished if each.cell["tor"] is tor and each.result["curve"]]
         if not some:
             continue
