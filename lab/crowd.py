@@ -27,8 +27,8 @@ from accord.task import Task, open_task, task_id
 from client.agent import Agent, fetch_task
 from client.budget import Budget, Ledger, ledger_name
 from client.dataset import Dataset, load
-from client.events import Event
-from client.session import Pace, Session, hold_session, load_session, save_session
+from client.events import Event, Told
+from client.session import Outcome, Pace, Session, hold_session, load_session, save_session
 from client.trainer import Trainer
 from lab.coded import Code, CodedAgent, CodedTrainer, Record
 
@@ -165,16 +165,13 @@ class _Crowd:
         session = load_session(path)
         task = open_task(session.task, session.onion)
         data = self._rows(task)
+        if not self.part.width:
+            return await solve(way, path, data, pace=self._pace)
         release = session.release(len(data.labels), task.dimension)
         ledgers = Path(session.ledger)
         with Ledger(ledgers, ledger_name(ledgers, data.identity, data.fingerprint)) as book:
             name = task_id(session.task)
             budget = Budget(book, name, release, session.budget, session.delta)
-            if not self.part.width:
-                trainer = Trainer(task, data, release, budget.spend,
-                                  local_steps=session.local_steps)
-                return await Agent(way, path, session, trainer, book,
-                                   lambda: budget.remaining > 0, _unheard, pace=self._pace).run()
             code = Code(self.part.clients, self.part.width)
             coded = CodedTrainer(task, data, release, budget.spend, code, number)
             agent = CodedAgent(way, path, session, coded, book,
@@ -186,6 +183,34 @@ class _Crowd:
 
 def _unheard(event: Event) -> None:
     """Nobody reads along."""
+
+
+async def solve(
+    way: Route, path: Path, data: Dataset, *, agent: type[Agent] = Agent, tell: Told = _unheard,
+    pace: Pace | None = None,
+) -> Outcome:
+    """What ``tormentor solve`` does, without its words: from a session file to the model.
+
+    Args:
+        way: how the model is reached.
+        path: of the session.
+        data: the client's.
+        agent: what takes part.
+        tell: told what happens.
+        pace: how long things take.
+
+    Raises:
+        Problem: whatever ends it.
+    """
+    session = load_session(path)
+    task = open_task(session.task, session.onion)
+    release = session.release(len(data.labels), task.dimension)
+    ledgers = Path(session.ledger)
+    with Ledger(ledgers, ledger_name(ledgers, data.identity, data.fingerprint)) as book:
+        budget = Budget(book, task_id(session.task), release, session.budget, session.delta)
+        trainer = Trainer(task, data, release, budget.spend, local_steps=session.local_steps)
+        return await agent(
+            way, path, session, trainer, book, lambda: budget.remaining > 0, tell, pace=pace).run()
 
 
 @click.command("crowd")

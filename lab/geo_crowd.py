@@ -30,15 +30,13 @@ from accord.console import TorOptions, command, route, say, unless_away
 from accord.files import private_directory
 from accord.messages import SignedTask
 from accord.problems import Problem
-from accord.task import open_task, task_id
 from client.agent import Agent, fetch_task
-from client.budget import Budget, Ledger, ledger_name
+from client.budget import Ledger, ledger_name
 from client.dataset import Dataset
 from client.events import Event, Waiting
-from client.session import Session, load_session, save_session
-from client.trainer import Trainer
+from client.session import Session, save_session
 from lab.contact import ContactAgent
-from lab.crowd import AGAIN, DELTA, PATIENCE
+from lab.crowd import AGAIN, DELTA, PATIENCE, solve
 
 FIRST, STRIDE = 2, 7
 """Client i is in region FIRST + STRIDE i, modulo their number. They are in the order of their
@@ -197,16 +195,8 @@ class _Crowd:
 
     async def _take_part(self, way: Route, data: Dataset, path: Path) -> None:
         """What ``solve`` does."""
-        session = load_session(path)
-        task = open_task(session.task, session.onion)
-        release = session.release(len(data.labels), task.dimension)
-        ledgers = Path(session.ledger)
-        agent: type[Agent] = ContactAgent if self._team.protocol == "paper" else Agent
-        with Ledger(ledgers, ledger_name(ledgers, data.identity, data.fingerprint)) as book:
-            budget = Budget(book, task_id(session.task), release, session.budget, session.delta)
-            trainer = Trainer(task, data, release, budget.spend, local_steps=session.local_steps)
-            await agent(way, path, session, trainer, book, lambda: budget.remaining > 0,
-                        lambda event: _hear(event, path.parent)).run()
+        agent = ContactAgent if self._team.protocol == "paper" else Agent
+        await solve(way, path, data, agent=agent, tell=lambda event: _hear(event, path.parent))
 
 
 async def _fetch(way: Route, onion: str) -> SignedTask:

@@ -268,6 +268,7 @@ def sides(monkeypatch: pytest.MonkeyPatch, quick: bool, paper: float | None, our
     return asked
 
 
+@pytest.mark.slow
 def test_the_network_rows_read_the_cells_of_table2(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = sides(monkeypatch, False, 50.0, 10.0)
     assert [(c["clients"], c["protocol"], c["tor"], c["seed"]) for c in asked] == [

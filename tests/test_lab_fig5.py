@@ -85,6 +85,7 @@ def test_to_be_there_is_to_stay() -> None:
     assert fig5.arrives(curve(0.19, 0.3), 0.195) == math.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [None, 1.0])
 def test_a_cell_costs_all_its_updates(epsilon: float | None, monkeypatch: pytest.MonkeyPatch,
                                       ) -> None:

@@ -375,6 +375,7 @@ def test_a_median_that_never_came_is_a_bound() -> None:
     assert table2_report.ratio([], [9.0], 900.0) == ""
 
 
+@pytest.mark.slow
 def test_there_is_a_picture_with_and_without_tor_and_a_series(tmp_path: Path) -> None:
     finished = [canned(10, tor, protocol, 0, 2.0) for tor in (True, False)
                 for protocol in ("ours", "paper")]

@@ -117,6 +117,7 @@ async def round_trip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     return time.monotonic() - began
 
 
+@pytest.mark.slow
 async def test_a_round_trip_takes_two_delays_and_the_first_four() -> None:
     async with server(echo) as (wan, ports):
         began = time.monotonic()
@@ -144,6 +145,7 @@ async def test_who_speaks_first_is_heard_after_four_delays() -> None:
         writer.close()
 
 
+@pytest.mark.slow
 async def test_many_connections_with_jitter_change_and_mix_nothing() -> None:
     async def one(port: int, seed: int) -> bool:
         data = random.Random(seed).randbytes(seed * 397)
@@ -237,6 +239,7 @@ async def test_an_end_that_is_reset_or_refused_ends_the_other() -> None:
                 await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_a_network_that_is_begun_anew_takes_the_place_of_the_first() -> None:
     async with server(echo) as (wan, _), contextlib.AsyncExitStack() as held:
         listener = await held.enter_async_context(await asyncio.start_server(echo, "127.0.0.1", 0))
@@ -286,6 +289,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_no_forwarder_is_left_when_its_owner_is_killed() -> None:
     owner = subprocess.Popen([sys.executable, "-c", OWNER], cwd=ROOT, stdout=subprocess.PIPE)
     assert owner.stdout is not None
@@ -311,6 +315,7 @@ async def test_no_forwarder_is_left_when_its_owner_is_killed() -> None:
 # -- what comes of it ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_pings_of_a_real_broker_take_what_its_regions_take(tmp_path: Path) -> None:
     brokerage = make_brokerage(now=asyncio.get_running_loop().time())
     regions = tuple(Region(str(i), "Asia", 10.0 * i) for i in range(5))

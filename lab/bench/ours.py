@@ -27,18 +27,15 @@ from accord.circuit import Route
 from accord.files import private_directory
 from accord.messages import SignedTask
 from accord.onion import onion_from_seed
-from accord.task import Clients, open_task, sign, task_id
+from accord.task import Clients, sign
 from broker.brokerage import Brokerage
 from broker.records import Changes
 from broker.store import Store
-from client.agent import Agent
-from client.budget import Budget, Ledger, ledger_name
 from client.dataset import Dataset
-from client.events import Event
 from client.session import Session, save_session
-from client.trainer import Trainer
 from lab.bench.flower_runs import Course
 from lab.credit import deal, load
+from lab.crowd import solve
 from lab.demo import Failed
 from lab.live import serve
 from lab.setting import Config, make_task
@@ -189,21 +186,10 @@ async def _take_part(plan: Plan, numbers: range, directory: Path, way: Route, on
 
 async def _client(plan: Plan, home: Path, way: Route, onion: str, signed: SignedTask,
                   data: Dataset) -> None:
-    task = open_task(signed, onion)
-    session = Session(
+    path = home / "session.json"
+    save_session(path, Session(
         onion=onion, task=signed, data=str(data.path), fingerprint=data.fingerprint,
         epsilon=plan.epsilon, batch=plan.batch, min_clients=1, budget=_BUDGET, delta=_DELTA,
         max_difficulty=8, ledger=str(home / "ledgers"), output=str(home / "model.safetensors"),
-        local_steps=plan.local_steps)
-    path = home / "session.json"
-    save_session(path, session)
-    release = session.release(len(data.labels), task.dimension)
-    ledgers = Path(session.ledger)
-    with Ledger(ledgers, ledger_name(ledgers, data.identity, data.fingerprint)) as book:
-        budget = Budget(book, task_id(signed), release, session.budget, session.delta)
-        trainer = Trainer(task, data, release, budget.spend, local_steps=session.local_steps)
-        await Agent(way, path, session, trainer, book, lambda: budget.remaining > 0, _unheard).run()
-
-
-def _unheard(event: Event) -> None:
-    """Nobody reads along."""
+        local_steps=plan.local_steps))
+    await solve(way, path, data)
