@@ -76,10 +76,10 @@ breaks(broker.store.Store, "write", 6, OSError("planted in the store"))
 '''
 BROKEN_CLIENT: Final = '''\
 import client.trainer
-def broken(self, weights, rng):
+def broken(self, weights, rng, stopped=None):
     _rows, _kind = self.data.rows, self.kind
     raise RuntimeError("planted in the step")
-client.trainer.Trainer.step = broken
+client.trainer.Trainer.update = broken
 '''
 
 
