@@ -98,6 +98,7 @@ class Running:
         return errors
 
 
+@pytest.mark.slow
 def test_the_same_state_has_the_same_address_and_one_desk_at_a_time(tmp_path):
     first = Running(tmp_path)
     second = CliRunner().invoke(

@@ -248,6 +248,7 @@ async def test_nothing_of_a_held_update_exists(tmp_path: Path) -> None:
         assert (await it.status()).updates == 1
 
 
+@pytest.mark.slow
 async def test_one_who_is_held_holds_nobody_up(tmp_path: Path) -> None:
     async with serve(tmp_path, LONG) as it, it.visit() as one, it.visit() as two:
         held, work = answer(await one.work(), 0), await two.work()

@@ -310,6 +310,7 @@ def test_a_door_that_is_too_hard(world: World) -> None:
     untouched(world)
 
 
+@pytest.mark.slow
 def test_an_unfinished_session_is_not_replaced(world: World) -> None:
     assert world.join().exit_code == 0
     # The same once more is the same session.

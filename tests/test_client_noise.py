@@ -285,6 +285,7 @@ def test_no_clipped_row_is_longer_than_the_bound_in_exact_arithmetic(rows, bound
             assert square_norm(after) >= Fraction(bound) ** 2 * (1 - Fraction(1, 10**12))
 
 
+@pytest.mark.slow
 def test_the_bound_holds_for_long_rows_just_around_it():
     source = np.random.default_rng(3)
     rows = source.standard_normal((40, 3000))

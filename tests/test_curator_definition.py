@@ -171,6 +171,7 @@ def test_what_is_no_task_at_all(tmp_path: Path, raw: bytes, said: str) -> None:
     assert said in why(tmp_path, raw)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_too_large_to_travel(tmp_path: Path) -> None:
     fields = "".join(
         f'[[data.fields]]\nname = "f{i}"\ntype = "boolean"\ndescription = "{"x" * 490}"\n'
@@ -203,6 +204,7 @@ PLACES = ["title", "data.target", "data.fields", "data.positive", "training", "t
           "clients.minimum", "puzzles.admission", "validation.metric", "objective", "version"]
 
 
+@pytest.mark.slow
 @given(st.sampled_from(PLACES), VALUES)
 def test_any_value_anywhere_is_right_or_said(place: str, value: object) -> None:
     from curator import definition
@@ -413,6 +415,7 @@ CELL = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=6) | st.
     ["", "NA", "yes", "no", "0", "1", "-3", "2.5", "1e9", "none", '"', "\\", "#", "\x7f", "]"])
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.data())
 def test_whatever_the_table_its_draft_is_accepted(

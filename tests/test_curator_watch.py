@@ -343,6 +343,7 @@ def full(here: Path) -> Iterator[tuple[Path, Callable[[], None] | None]]:
     yield place, limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fetch", "init", "key"])
 def test_a_full_disk_is_said_and_nothing_is_left(
     full: tuple[Path, Callable[[], None] | None], broker: StandIn, signed: SignedTask, name: str
@@ -393,6 +394,7 @@ def test_on_a_terminal_it_is_one_block_with_a_curve(here: Path, broker: StandIn)
     assert "\x07" not in text
 
 
+@pytest.mark.slow
 def test_interrupted_while_waiting_it_stops_cleanly(here: Path, broker: StandIn) -> None:
     broker.answers["GET /status"] = encode(status("gathering"))
     with subprocess.Popen(

@@ -76,6 +76,7 @@ def test_down_removes_what_is_left_and_nothing_else(tmp_path: Path) -> None:
     assert lab("status", "--state", tmp_path) == NONE
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is of Linux")
 def test_a_command_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     with socket.socket() as probe:

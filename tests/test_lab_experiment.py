@@ -127,6 +127,7 @@ def test_cells_are_kept_and_not_run_again(toy: Path) -> None:
     assert len((toy / "cells.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_stopped_it_ends_at_once_and_keeps_what_is_finished(toy: Path) -> None:
     async def stop_after_one() -> None:
         one = asyncio.Event()

@@ -36,6 +36,7 @@ async def fuzzed(tmp_path: Path, inputs: int, seed: int = 1) -> Findings:
     return await Trial(inputs, seed, tmp_path / "desk", tmp_path / "kept").run()
 
 
+@pytest.mark.slow
 async def test_nothing_unexpected_comes_of_hostile_inputs(tmp_path):
     found = await fuzzed(tmp_path, FEW)
     assert found.unexpected == []

@@ -383,6 +383,7 @@ def test_what_is_found_is_made_short_and_can_be_pasted(monkeypatch, tmp_path):
     scope[name](tmp_path)  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did_and_fails_when_something_broke(monkeypatch):
     args = ["--histories", "3", "--seconds", "60", "--json"]
     done = CliRunner().invoke(histories.command, args)

@@ -74,6 +74,7 @@ names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 values = st.booleans() | st.integers(-2**63, 2**63 - 1) | st.floats(allow_nan=False) | names
 
 
+@pytest.mark.slow
 @given(st.builds(
     Plan, experiment=st.sampled_from(sorted(EXPERIMENTS)), quick=st.booleans(),
     seeds=st.none() | st.integers(1, 1000), parts=st.lists(names).map(tuple),

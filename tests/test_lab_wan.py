@@ -48,6 +48,7 @@ def test_the_regions_are_as_far_apart_as_the_papers() -> None:
     assert abs(statistics.stdev(region_round_trips()) - 61.9) < 2
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 30)), max_size=30),
     st.integers(0, 20), st.booleans(), st.randoms(use_true_random=False))
