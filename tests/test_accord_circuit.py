@@ -171,6 +171,7 @@ def _frame(opcode: int, payload: bytes, *, flags: int = 0x80) -> bytes:
     return bytes([flags | opcode]) + length + payload
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behave", "kind"),
     [

@@ -166,6 +166,7 @@ def test_any_header_is_bad_and_nothing_else(header: bytes) -> None:
     why(struct.pack("<Q", len(header)) + header + bytes(8))
 
 
+@pytest.mark.slow
 @given(st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=6)
     | st.sampled_from(["F32", "F64", "BF16", "tormentor model 1"]),

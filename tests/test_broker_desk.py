@@ -222,6 +222,7 @@ async def test_a_desk_started_again_goes_on_at_the_same_address(tmp_path):
         assert await _published(circuit) == first
 
 
+@pytest.mark.slow
 async def test_a_published_model_is_gone_after_it_lingered(tmp_path):
     task = make_task(training=Training(max_updates=1, max_norm=1.0))
     async with open_desk(tmp_path, linger=0.5) as (desk, route):
@@ -238,6 +239,7 @@ async def test_a_published_model_is_gone_after_it_lingered(tmp_path):
             await status(route, onion)
 
 
+@pytest.mark.slow
 async def test_a_published_model_makes_room_and_does_not_linger_anew(tmp_path):
     task = make_task(training=Training(max_updates=1, max_norm=1.0))
     async with open_desk(tmp_path, max_models=1, linger=100.0) as (desk, route):

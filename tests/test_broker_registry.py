@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +46,7 @@ def act(registry: Registry, what: str, name: bytes, k: int, now: float) -> None:
         assert problem.kind.code == "full"
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(STEPS)
 def test_standing_is_always_that_of_going_through_all(steps: list[Any]) -> None:

@@ -76,6 +76,7 @@ def tail(n: int, p: float, k: int) -> float:
 # -- error rates -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.6, 1.5])
 def test_honest_clients_at_the_boundary_are_seldom_ever_struck(noise):
     rng, test, clients = np.random.default_rng(11), make_test(), 400
@@ -91,6 +92,7 @@ def test_honest_clients_at_the_boundary_are_seldom_ever_struck(noise):
     assert tail(clients, 0.025, len(struck)) > 1e-3, len(struck)
 
 
+@pytest.mark.slow
 def test_in_the_direction_of_harm_too():
     rng, test, clients = np.random.default_rng(12), make_test(), 400
     test.looked(STEEP, ZERO)

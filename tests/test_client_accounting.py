@@ -317,6 +317,7 @@ def test_one_kind_is_an_upper_bound_anywhere(log_epsilon, times, log_delta):
         assert optimal_delta(epsilon, times, total) <= delta
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.floats(-4, 0.7), st.integers(1, 400)), min_size=2, max_size=2),
     st.floats(-10, -2),
@@ -337,6 +338,7 @@ def test_two_kinds_are_an_upper_bound_and_not_far_off(kinds, log_delta):
         assert exact <= delta * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_the_transforms_are_wrong_by_less_than_is_taken_off_delta():
     for epsilon, times in ((1e-3, 10**6), (1e-4, 10**6), (0.5, 100), (1.0, 10_000)):
         for delta in (1e-10, 1e-9, 1e-6):

@@ -325,6 +325,7 @@ async def test_signs_of_life_during_a_long_puzzle(
     assert broker.updates == 2 == person.paid()
 
 
+@pytest.mark.slow
 async def test_a_broker_that_says_nothing_is_said_to_be_silent(person: Person) -> None:
     broker = StandIn(silent=True)
     person.write(broker)
@@ -339,6 +340,7 @@ async def test_a_broker_that_says_nothing_is_said_to_be_silent(person: Person) -
     assert not isinstance(person.events[-1], Silent)
 
 
+@pytest.mark.slow
 async def test_numbers_of_a_broker_that_is_away_do_not_look_fresh(person: Person) -> None:
     person.budget = 1.0
     person.pace = replace(QUICK, silent=0.2)

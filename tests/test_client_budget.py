@@ -123,6 +123,7 @@ def test_records_are_short(tmp_path):
         assert ledger.path.stat().st_size - before <= 50 * 24
 
 
+@pytest.mark.slow
 def test_torn_anywhere_it_opens_with_what_was_whole(tmp_path):
     """A power cut at any byte: the lines before it count, the torn one does not."""
     whole = fill(tmp_path / "whole").read_bytes()
@@ -142,6 +143,7 @@ def test_torn_anywhere_it_opens_with_what_was_whole(tmp_path):
                 assert sum(ledger.counts().values()) == expected + 1
 
 
+@pytest.mark.slow
 def test_damage_anywhere_is_found_and_its_line_named(tmp_path):
     path = fill(tmp_path)
     whole = path.read_bytes()
@@ -208,6 +210,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_never_loses_an_acknowledged_spend(tmp_path):
     chance = random.Random(7)
     acknowledged = 0

@@ -400,6 +400,7 @@ def test_a_broker_that_goes_away(world: World) -> None:
     assert lines(result.stdout)[0]["event"] == "reconnecting"
 
 
+@pytest.mark.slow
 def test_words_while_it_lasts(world: World) -> None:
     world.broker.turns = []
     world.broker.waits = 1

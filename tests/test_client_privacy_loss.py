@@ -344,6 +344,7 @@ def test_a_coarser_lattice_is_never_better(release, log_interval):
         assert_nowhere_below(coarse, law)
 
 
+@pytest.mark.slow
 @given(kinds, st.floats(0.01, 1))
 @settings(deadline=None, max_examples=30)
 def test_a_shorter_shift_is_never_worse(release, part):

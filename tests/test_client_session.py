@@ -379,6 +379,7 @@ WISHES = st.builds(Wishes, st.booleans(), st.none() | st.sampled_from([1e-9, 0.5
 ACTS = st.one_of(TURNS, st.sampled_from(["made", "cut", "time"]))
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(acts=st.lists(ACTS, max_size=30), money=st.integers(0, 4), wishes=WISHES)
 def test_no_broker_crashes_it_or_makes_it_pay_for_nothing(

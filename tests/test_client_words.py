@@ -46,6 +46,7 @@ def words_of_price(budget: float, **training: object) -> str:
     return " ".join(told.split())
 
 
+@pytest.mark.slow
 def test_the_price_is_that_of_the_training_that_is_offered() -> None:
     told = words_of_price(8.0, max_updates=100)
     assert "Your budget of 8 at delta 1e-06 buys" in told

@@ -103,6 +103,7 @@ def test_a_training_is_followed_to_its_model(
             " ".join(result.stdout.split()))
 
 
+@pytest.mark.slow
 async def test_a_tor_that_is_away_for_a_while_ends_nothing() -> None:
     outcomes, said = [Problem(problems.TOR_AWAY, where="it"),
                       Problem(problems.AWAY, address="a", why="w")], []

@@ -283,6 +283,7 @@ def test_the_network_rows_read_the_cells_of_table2(monkeypatch: pytest.MonkeyPat
     assert network.measure_overhead(False)["ratio"] == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 def test_what_a_failed_race_logged_is_told_as_its_log_is_gone(
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +299,7 @@ def test_what_a_failed_race_logged_is_told_as_its_log_is_gone(
         network._trainings.__wrapped__(True)
 
 
+@pytest.mark.slow
 def test_a_contestant_that_did_not_arrive_gives_a_bound_and_we_give_none(
     monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def first_fault(most: int = MOST) -> Fault | None:
     return None
 
 
+@pytest.mark.slow
 def test_random_histories_break_nothing(tmp_path):
     figures = Figures()
     for seed in range(10_000, 10_025):

@@ -84,6 +84,7 @@ def test_rounds_strike_and_slow_down_attackers() -> None:
     assert result.attacker_updates < result.honest_updates / 2
 
 
+@pytest.mark.slow
 def test_rejoiners_come_again_and_sybils_share_a_machine() -> None:
     again = sim(attackers=0.5, attack="rejoiner", validation=ROUNDS, seconds=60.0)
     assert again.sessions > 6
