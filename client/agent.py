@@ -415,18 +415,7 @@ class Agent:
                     continue
                 raw, reading = reading.result(), read()
                 self._unanswered = None
-                before = talk.updates
-                turn = decode(raw, Turn, turn_limit(self._dimension))
-                try:
-                    todo = talk.receive(turn, _now())
-                finally:
-                    # Also of a refusal that ends it: whoever is struck is told so.
-                    await self._hear(talk.verdict)
-                if talk.updates > before:
-                    # No step is being made now, so nobody else is at the ledger.
-                    self._counts = self._ledger.counts()
-                    self._updates = self._ledger.count(self._task)
-                    self._news.set()
+                todo = await self._take(talk, raw)
                 if isinstance(todo, Step):
                     work(todo)
                 elif isinstance(todo, Wait):
@@ -443,6 +432,22 @@ class Agent:
             bell.close()
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+
+    async def _take(self, talk: Conversation, raw: bytes) -> Step | Wait | Over | None:
+        """Take the broker's turn; what is to be done now."""
+        before = talk.updates
+        turn = decode(raw, Turn, turn_limit(self._dimension))
+        try:
+            todo = talk.receive(turn, _now())
+        finally:
+            # Also of a refusal that ends it: whoever is struck is told so.
+            await self._hear(talk.verdict)
+        if talk.updates > before:
+            # No step is being made now, so nobody else is at the ledger.
+            self._counts = self._ledger.counts()
+            self._updates = self._ledger.count(self._task)
+            self._news.set()
+        return todo
 
     async def _hear(self, verdict: Verdict) -> None:
         """Tell the person of strikes that are new; have on disk what makes us leave."""

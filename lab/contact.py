@@ -31,7 +31,7 @@ from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError, Pr
 from python_socks.async_.asyncio import Proxy
 
 from accord.circuit import PATIENCE, Route, fresh_identity
-from accord.messages import Refused, Turn, Wait, decode, encode, turn_limit
+from accord.messages import Refused, Wait, decode, encode, turn_limit
 from accord.problems import AWAY, ENDED, INTERNAL, MALFORMED, TOR_AWAY, PeerProblem, Problem
 from client.agent import Agent
 from client.events import Waiting
@@ -97,16 +97,7 @@ class ContactAgent(Agent):
                         raw = await stream.receive(limit)
                 except TimeoutError:
                     return None
-                before = talk.updates
-                turn = decode(raw, Turn, limit)
-                try:
-                    todo = talk.receive(turn, _now())
-                finally:
-                    await self._hear(talk.verdict)
-                if talk.updates > before:
-                    self._counts = self._ledger.counts()
-                    self._updates = self._ledger.count(self._task)
-                    self._news.set()
+                todo = await self._take(talk, raw)
                 if isinstance(todo, Step | Over):
                     return todo
                 if isinstance(todo, Wait):
