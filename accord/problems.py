@@ -115,6 +115,9 @@ LEAKS = _kind(
     "leaks", 400, EXIT_DATA,
     "{path} has the answer among its features: column {column} {how} {target}; take that column "
     "out, or whatever is trained on it only looks right.")
+NO_HOSTS = _kind(
+    "no-hosts", 400, EXIT_USAGE,
+    "The rehearsal's hosts cannot be brought up: {why}; {what}.")
 NO_LAB = _kind(
     "no-lab", 400, EXIT_USAGE,
     "The demo needs {package}; type: pip install 'tormentor[lab]'.")
@@ -127,6 +130,16 @@ DATA_CHANGED = _kind(
 BAD_TASK = _kind("bad-task", 400, EXIT_TASK, "The task {path} is not right: {why}; edit it.")
 BAD_EXPERIMENT = _kind(
     "bad-experiment", 400, EXIT_USAGE, "The experiment {path} is not right: {why}; edit it.")
+BAD_INVENTORY = _kind(
+    "bad-inventory", 400, EXIT_USAGE, "The inventory {path} is not right: {why}; edit it.")
+OTHER_PLACE = _kind(
+    "other-place", 400, EXIT_USAGE,
+    "The results in {path} are from {there}, and these would be from {here}; give another "
+    "--output, or put the old ones away with --fresh.")
+NO_CONTROLLER = _kind(
+    "no-controller", 400, EXIT_USAGE,
+    "There is no {what} here, which machines elsewhere are driven with; type: deploy/run, with "
+    "the same arguments that 'tormentor experiment' has, in a checkout of TorMentor.")
 BAD_MODEL = _kind(
     "bad-model", 400, EXIT_DISTRUST,
     "{path} is not a model that its address signed ({why}); do not use it, and fetch it "
@@ -182,6 +195,19 @@ LOST = _kind(
     "lost", 502, EXIT_AWAY,
     "The connection to {address} was lost and could not be made again in {seconds} s; run the "
     "same command again and it goes on where it was.")
+HOST_AWAY = _kind(
+    "host-away", 502, EXIT_AWAY,
+    "The machine in {host} does not answer ({why}); see that it runs and that SSH reaches it, and "
+    "type the same command again: it goes on where it was.")
+HOST_FAILED = _kind(
+    "host-failed", 502, EXIT_AWAY,
+    "The machine in {host} could not {task}: {why}; mend that, and type the same command again: "
+    "it goes on where it was (what was said is in {log}).")
+HOST_UNFIT = _kind(
+    "host-unfit", 502, EXIT_AWAY, "The machine in {host} {what}.")
+PLAY_FAILED = _kind(
+    "play-failed", 500, EXIT_AWAY,
+    "Ansible could not play '{play}': {why}; what it said is in {log}.")
 NOT_INVITED = _kind(
     "not-invited", 403, EXIT_REFUSED,
     "{address} can be reached by invited clients only, and {why}; give what 'tormentor key' "

@@ -358,7 +358,7 @@ async def _end_leftover(directory: Path) -> None:
 
 
 class HeldPort:
-    """A port of loopback that no other program is given, or takes, while it is held.
+    """A port that no other program is given, or takes, while it is held.
 
     Attributes:
         number: of the port.
@@ -383,10 +383,10 @@ class HeldPort:
 
 
 @contextlib.contextmanager
-def held_port() -> Iterator[HeldPort]:
-    """Hold a free port: it is bound to, and never listened on."""
+def held_port(address: str = "127.0.0.1") -> Iterator[HeldPort]:
+    """Hold a free port of an address of this machine: it is bound to, and never listened on."""
     with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
+        holder.bind((address, 0))
         yield HeldPort(holder)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lab.credit import Table
     from lab.experiments.frame import Cell, Experiment
     from lab.experiments.plan import Plan
+    from lab.field.world import Field
 
 _LEAST_PAUSE = 60.0
 """Seconds without a line, after which the next finished cell is told, where there is no bar."""
@@ -39,18 +40,23 @@ _LEAST_PAUSE = 60.0
 @click.option("--part", "parts", multiple=True, metavar="PART",
               help="Only this part of the experiment; may be repeated.")
 @click.option("--jobs", type=click.IntRange(1, 256), help="Processes.  [one for each core]")
+@click.option("--inventory", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Run its races on these machines, over SSH; deploy/run prepares that.")
 @click.option("--fresh", is_flag=True, help="Put finished cells away and begin anew.")
 @json_option
 @command
 async def experiment(
     name: str | None, data: str | None, output: Path | None, docs: Path | None,
-    quick: bool | None, seeds: int | None, parts: tuple[str, ...], jobs: int | None, fresh: bool,
-    as_json: bool,
+    quick: bool | None, seeds: int | None, parts: tuple[str, ...], jobs: int | None,
+    inventory: Path | None, fresh: bool, as_json: bool,
 ) -> None:
     """Run an experiment, by its name or by a file that says which; 'list' lists them.
 
     Finished cells are kept in the output directory: stopped, even by a power cut, the same command
     goes on where it was.
+
+    With --inventory, an Ansible inventory, races run on the machines in it; results then go to
+    experiments/NAME-field. 'deploy/run' is this command, with all that it needs made first.
 
     A FILE.toml has these options under their names ('parts' for --part), and 'cells', which keeps
     only those cells whose entries are among the values given; inf stands for no noise. Paths of
@@ -81,7 +87,28 @@ async def experiment(
     cells = plans.chosen(plan)
     if importlib.util.find_spec("matplotlib") is None:
         raise Problem(NO_LAB, package="matplotlib")
-    await _run(plan, cells, fresh, docs, as_json)
+    field = None if inventory is None else await _field(plan, inventory)
+    await _run(plan, cells, field, fresh, docs, as_json)
+
+
+async def _field(plan: Plan, path: Path) -> Field:
+    """The machines that an inventory names, for the races of a plan.
+
+    Raises:
+        Problem: ``BAD_OPTION``: its cells are no races; of the inventory.
+    """
+    from lab.experiments.frame import EXPERIMENTS, HasRaces, find
+    from lab.field.inventory import read
+    from lab.field.plays import program
+    from lab.field.world import Field
+
+    this = find(plan.experiment)
+    if not isinstance(this, HasRaces):
+        races = [name for name in EXPERIMENTS if isinstance(find(name), HasRaces)]
+        raise Problem(BAD_OPTION, option="--inventory", what=(
+            f"goes with experiments that race ({', '.join(races)}), and {plan.experiment} runs on "
+            "one machine"))
+    return Field(await read(path, program("ansible-inventory")), this.race_of)
 
 
 def _override(plan: Plan, **given: Any) -> Plan:
@@ -110,8 +137,8 @@ def _list(as_json: bool) -> None:
     Console(width=None if Console().is_terminal else 160).print(table)
 
 
-async def _run(plan: Plan, cells: list[Cell], fresh: bool, docs: Path | None,
-               as_json: bool) -> None:
+async def _run(plan: Plan, cells: list[Cell], field: Field | None, fresh: bool,
+               docs: Path | None, as_json: bool) -> None:
     import asyncio
 
     from rich.console import Console, Group
@@ -119,9 +146,12 @@ async def _run(plan: Plan, cells: list[Cell], fresh: bool, docs: Path | None,
     from lab import credit
     from lab.experiments.frame import Notebook, find, key_of, run_all
     from lab.experiments.results import WIDTH, Results, publish, settled, tables, write
+    from lab.field.inventory import keep_place
 
     this = find(plan.experiment)
-    output = Path(plan.output or Path("experiments") / plan.experiment)
+    place = None if field is None else field.inventory.place
+    name = plan.experiment if field is None else f"{plan.experiment}-field"
+    output = Path(plan.output or Path("experiments") / name)
     data = credit.find(plan.data)
     data = data.resolve() if data is not None and credit.is_file(data) else data
     # Read here as well: what is wrong with the file is said once, and at once.
@@ -132,6 +162,7 @@ async def _run(plan: Plan, cells: list[Cell], fresh: bool, docs: Path | None,
     notebook = Notebook(output / "cells.jsonl")
     if fresh and (aside := notebook.begin_anew()) is not None:
         say(f"What was finished is put away: {aside}")
+    keep_place(output, place, notebook.begun)
     say(f"Data: {table.words}, {len(table.labels):,} rows. Results: {output}")
     keys = [key_of(this.NAME, cell, table.digest) for cell in cells]
     foreign = notebook.foreign(keys)
@@ -140,11 +171,12 @@ async def _run(plan: Plan, cells: list[Cell], fresh: bool, docs: Path | None,
             "begins anew.")
     with _progress(plan.experiment) as tell:
         finished = await run_all(this, cells, data, table.digest, notebook,
-                                 plan.jobs or os.cpu_count() or 1, tell, say)
-    results = Results(this, settled(plan, data), finished, table, foreign)
+                                 plan.jobs or os.cpu_count() or 1, tell, say,
+                                 None if field is None else field.open_world)
+    results = Results(this, settled(plan, data), finished, table, foreign, place)
     paths = await asyncio.to_thread(write, results, output)
     if docs is not None:
-        paths += await asyncio.to_thread(publish, paths, plan.experiment, docs)
+        paths += await asyncio.to_thread(publish, paths, name, docs)
     if as_json:
         result({**results.origin(), "cells": [
             {"cell": f.cell, "result": f.result} for f in finished]}, True, "")

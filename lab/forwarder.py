@@ -1,4 +1,4 @@
-"""Ports of loopback that lead to others after a while: a network's distances, in user space.
+"""Ports of this machine that lead to others after a while: a network's distances, in user space.
 
 A kernel can do this (netem), where one is root and has the module; this needs neither. It is one
 process with one thread around epoll. What it reads it keeps until it is due, and between two looks
@@ -52,11 +52,12 @@ class Way(Struct, frozen=True):
     """Where a port leads, and how far that is.
 
     Attributes:
-        port: to listen on, on loopback; 0 for a free one.
-        to: the port of loopback, or
-        host: of another machine, where it leads.
+        port: to listen on; 0 for a free one.
+        to: the port, and
+        host: the machine where it leads.
         delay: seconds, one way.
         jitter: seconds; each piece takes up to so much longer, and none overtakes another.
+        at: the address of this machine to listen at.
     """
 
     port: int
@@ -64,6 +65,7 @@ class Way(Struct, frozen=True):
     host: str = "127.0.0.1"
     delay: float = 0.0
     jitter: float = 0.0
+    at: str = "127.0.0.1"
 
 
 class Order(Struct, frozen=True, omit_defaults=True):
@@ -250,7 +252,7 @@ class Forwarder:
             try:
                 for way in order.open:
                     listener = opened.enter_context(
-                        socket.create_server(("127.0.0.1", way.port), backlog=_BACKLOG))
+                        socket.create_server((way.at, way.port), backlog=_BACKLOG))
                     listener.setblocking(False)
                     listeners.append((listener, way))
             except OSError as failure:

@@ -8,14 +8,20 @@ The last of a race's clients comes to the door when all others have their traini
 their first contact, and were told to wait for it. So when training begins no circuit is still being
 built, but the one's: that is part of joining.
 
-Run as a program: ``python -m lab.geo_crowd TEAM``, where TEAM is a :class:`Team` as JSON. It says
-one line of JSON when its clients begin to join: the moment on this machine's monotonic clock.
+Run as a program: ``python -m lab.geo_crowd TEAM``, where TEAM is a :class:`Team` as JSON, or the
+path of a file with it: what begins with a brace is JSON. It says one line of JSON when its clients
+begin to join: the moment on this machine's monotonic clock.
+
+Where the others are on other machines (:mod:`lab.field`), nobody sees their files: then whoever
+drives all machines opens the gate for the last client, when each of them is ready.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -26,8 +32,8 @@ import numpy as np
 from msgspec import Struct
 
 from accord.circuit import Circuit, Route, fresh_identity
-from accord.console import TorOptions, command, route, say, unless_away
-from accord.files import private_directory
+from accord.console import command, host_port, say, unless_away
+from accord.files import private_directory, write_whole
 from accord.messages import SignedTask
 from accord.problems import Problem
 from client.agent import Agent, fetch_task
@@ -37,6 +43,8 @@ from client.events import Event, Waiting
 from client.session import Session, save_session
 from lab.contact import ContactAgent
 from lab.crowd import AGAIN, DELTA, PATIENCE, solve
+from lab.field.deal import dealt
+from lab.field.orders import BEGAN, GATE, READY, Began, own_tor, read
 
 FIRST, STRIDE = 2, 7
 """Client i is in region FIRST + STRIDE i, modulo their number. They are in the order of their
@@ -60,9 +68,15 @@ class Team(Struct, frozen=True, kw_only=True):
         numbers: the clients'; clients: how many there are in all processes.
         epsilon, batch, local_steps: of each.
         protocol: ``ours`` or ``paper``.
-        torrc: the process has a tor of its own on this network, as clients of one that has served
-            hundreds of others before would wait for minutes; else
-        ports: of loopback, for a broker without Tor, one for each region (:func:`region`).
+        tor: through a tor of the process's own, as clients of one that has served hundreds of
+            others before would wait for minutes.
+        torrc: makes it join a private network; empty for the public one.
+        tor_directory: of its data, kept; empty for one in the home.
+        directs: HOST:PORT of a broker without Tor, one for each region (:func:`region`).
+        gate: these are all clients of a machine, and the others are on others. Then there come to
+            be, in the home: :data:`~lab.field.orders.BEGAN`, when they begin to join;
+            :data:`~lab.field.orders.READY`, when all of them, but the race's last, wait; and that
+            last one waits for :data:`~lab.field.orders.GATE`.
     """
 
     onion: str
@@ -77,12 +91,16 @@ class Team(Struct, frozen=True, kw_only=True):
     batch: int
     local_steps: int
     protocol: str
+    tor: bool = False
     torrc: str = ""
-    ports: list[int] = []
+    tor_directory: str = ""
+    directs: list[str] = []
+    gate: bool = False
 
     def direct(self, number: int) -> Route:
         """How a client reaches the model without Tor."""
-        return Route(None, ("127.0.0.1", self.ports[region(number, len(self.ports))]))
+        where = self.directs[region(number, len(self.directs))]
+        return Route(None, host_port(where, "direct"))
 
 
 def region(number: int, count: int) -> int:
@@ -122,35 +140,50 @@ def held_by(team: Team, number: int, rows: np.ndarray, labels: np.ndarray) -> Da
                    Path(team.home) / f"{number:03}.csv", name)
 
 
-def ledger_of(home: Path, number: int) -> Ledger:
-    """A client's ledger, once its process is no more."""
-    ledgers = home / f"{number:03}" / "ledgers"
-    name = f"{number:064x}"
-    return Ledger(ledgers, ledger_name(ledgers, name, name))
+def ledgers(home: Path) -> list[int]:
+    """Releases in the ledger of each client in a home, once their processes are no more.
+
+    Raises:
+        Problem: ``LOCKED``, one still lives; ``BAD_LEDGER``, ``DISK``.
+    """
+    counts = []
+    for path in sorted(home.iterdir()):
+        if re.fullmatch(r"\d{3,}", path.name):
+            directory, name = path / "ledgers", f"{int(path.name):064x}"
+            with Ledger(directory, ledger_name(directory, name, name)) as book:
+                counts.append(book.releases)
+    return counts
 
 
 async def run(team: Team) -> None:
-    """Join and train, until cancelled or killed."""
+    """Join and train, until cancelled or killed.
+
+    Raises:
+        Problem: from the way there, or the rows; a client's own are told, and it is started again.
+    """
     async with AsyncExitStack() as stack:
         tor = None
-        if team.torrc:
-            directory = private_directory(Path(team.home) / f"tor{team.numbers[0]}")
-            tor = await stack.enter_async_context(route(
-                TorOptions(mode="launch", socks=None, torrc=Path(team.torrc), direct=None),
-                directory, True))
+        if team.tor:
+            directory = private_directory(
+                Path(team.tor_directory or Path(team.home) / f"tor{team.numbers[0]}"))
+            tor = await stack.enter_async_context(own_tor(team.torrc, directory))
+        ways = [tor or team.direct(number) for number in team.numbers]
         crowd = _Crowd(team)
+        if team.gate:
+            home = private_directory(Path(team.home))
+            write_whole(home / BEGAN, msgspec.json.encode(Began(time.time())))
         click.echo(msgspec.json.encode({"began": time.monotonic()}).decode())
         async with asyncio.TaskGroup() as group:
-            for number in team.numbers:
-                group.create_task(crowd.client(number, tor or team.direct(number)))
+            if team.gate:
+                group.create_task(crowd.ready())
+            for number, way in zip(team.numbers, ways, strict=True):
+                group.create_task(crowd.client(number, way))
 
 
 class _Crowd:
     def __init__(self, team: Team) -> None:
         self._team = team
-        # A view of its bytes: memmap itself is slow to take rows of.
-        self._rows = np.asarray(np.load(team.rows, mmap_mode="r"))
-        self._labels = np.load(team.labels)
+        self._rows, self._labels = dealt(Path(team.rows), Path(team.labels))
         self._task: SignedTask | None = None
         self._fetching = asyncio.Lock()
 
@@ -161,7 +194,7 @@ class _Crowd:
         path = home / "session.json"
         data = held_by(team, number, self._rows, self._labels)
         if number == team.clients - 1:
-            await self._others(number)
+            await self._turn(number)
         while True:
             try:
                 if not path.exists():
@@ -172,14 +205,22 @@ class _Crowd:
                 say(f"Client {number}: {problem.sentence}")
             await asyncio.sleep(AGAIN)
 
-    async def _others(self, last: int) -> None:
+    async def ready(self) -> None:
+        """Say so, once all of ours wait but the race's last."""
+        team = self._team
+        await self._waiting(number for number in team.numbers if number != team.clients - 1)
+        await asyncio.to_thread(write_whole, Path(team.home) / READY, b"")
+
+    async def _turn(self, last: int) -> None:
         """Until all others wait for the last one."""
-        home = Path(self._team.home)
-        for number in range(last):
-            mark = home / f"{number:03}" / _WAITS
-            # They are in other processes too, so no event tells.
-            while not await asyncio.to_thread(mark.exists):  # noqa: ASYNC110
-                await asyncio.sleep(_POLL)
+        if self._team.gate:
+            await _there(Path(self._team.home) / GATE)
+        else:
+            await self._waiting(range(last))
+
+    async def _waiting(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            await _there(Path(self._team.home) / f"{number:03}" / _WAITS)
 
     async def _join(self, way: Route, data: Dataset, home: Path, path: Path) -> None:
         """Write the session that ``join`` would. The task is fetched once for all."""
@@ -197,6 +238,13 @@ class _Crowd:
         """What ``solve`` does."""
         agent = ContactAgent if self._team.protocol == "paper" else Agent
         await solve(way, path, data, agent=agent, tell=lambda event: _hear(event, path.parent))
+
+
+async def _there(mark: Path) -> None:
+    """Until a file is there."""
+    # It is made by other processes too, so no event tells.
+    while not await asyncio.to_thread(mark.exists):  # noqa: ASYNC110
+        await asyncio.sleep(_POLL)
 
 
 async def _fetch(way: Route, onion: str) -> SignedTask:
@@ -218,8 +266,14 @@ def _unsaid(why: Any) -> None:
 @click.argument("team")
 @command
 async def main(team: str) -> None:
-    """Run the clients of a TEAM (JSON)."""
-    await run(msgspec.json.decode(team, type=Team))
+    """Run the clients of a TEAM: JSON, or the path of a file with it.
+
+    \b
+    Example:
+      python -m lab.geo_crowd /var/lib/tormentor/race/team.json
+    """
+    await run(msgspec.json.decode(team, type=Team) if team.startswith("{")
+              else read(Path(team), Team))
 
 
 if __name__ == "__main__":

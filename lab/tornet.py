@@ -1,12 +1,14 @@
-"""A private Tor network on loopback, from real tor processes: authorities, relays, one client.
+"""A private Tor network on one machine, from real tor processes: authorities, relays, one client.
 
 Everything that Tor does is done by Tor: votes, consensus, guards, onion services over six hops.
 Only the waiting is short (``TestingTorNetwork``, see tor(1)), and whoever runs the relays is you,
 so it gives no anonymity: it is for tests, the demo, and measurements.
 
-It starts from fresh keys each time. Other tors join it by including :attr:`TorNetwork.extra_torrc`
-in their configuration. Owned, it ends with this process, even by kill -9 (within the 15 seconds
-that tor takes to notice); detached, it stays until :meth:`TorNetwork.down`, from any process.
+It is on loopback, or at another address of this machine for others who reach that, such as the
+hosts of a rehearsal (:mod:`lab.field.hosts`). It starts from fresh keys each time. Other tors join
+it by including :attr:`TorNetwork.extra_torrc` in their configuration. Owned, it ends with this
+process, even by kill -9 (within the 15 seconds that tor takes to notice); detached, it stays until
+:meth:`TorNetwork.down`, from any process.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ AvoidDiskWrites 1
 GeoIPFile /dev/null
 GeoIPv6File /dev/null
 SocksPort 0
-Address 127.0.0.1
+Address {address}
 {or_ports}
 ExitRelay 0
 ContactInfo nobody@invalid
@@ -101,7 +103,7 @@ ShutdownWaitLength 0
 _AUTHORITY: Final = f"""\
 AuthoritativeDirectory 1
 V3AuthoritativeDirectory 1
-DirPort 127.0.0.1:{{dir_port}}
+DirPort {{address}}:{{dir_port}}
 # The first consensus as soon as tor allows; then a calm pace, on which onion services' periods
 # depend too (24 votes).
 TestingV3AuthInitialVotingInterval {_INTERVAL}
@@ -146,6 +148,7 @@ class TorNetwork:
     Args:
         directory: made if need be; what is in it from an earlier network is replaced by ``up``.
         detached: whether the tors stay when this process ends.
+        address: of this machine (IPv4), at which the network is reached.
 
     Attributes:
         extra_torrc: a file for another tor's ``%include``, with which it joins this network.
@@ -153,9 +156,11 @@ class TorNetwork:
         tor: the client itself, when up and owned: it publishes onion services too.
     """
 
-    def __init__(self, directory: Path, *, detached: bool = False) -> None:
+    def __init__(self, directory: Path, *, detached: bool = False,
+                 address: str = "127.0.0.1") -> None:
         self.directory = directory.resolve()
         self.detached = detached
+        self.address = address
         self.extra_torrc = self.directory / "network.torrc"
         self.socks: list[Socks] = []
         self.tor: Tor | None = None
@@ -223,8 +228,9 @@ class TorNetwork:
         await asyncio.to_thread(self._clear)
         count = len(self._names)
         with contextlib.ExitStack() as reserved:
-            ports = [reserved.enter_context(reserved.enter_context(held_port()).lent())
-                     for _ in range(2 * count + AUTHORITIES)]
+            ports = [
+                reserved.enter_context(reserved.enter_context(held_port(self.address)).lent())
+                for _ in range(2 * count + AUTHORITIES)]
             listening, advertised, dir_ports = (
                 ports[:count], ports[count : 2 * count], ports[2 * count :])
             if links is None:
@@ -275,7 +281,7 @@ class TorNetwork:
         log = directory / "tor.log"
         _, printed = await asyncio.gather(
             _run(log, str(gencert), "--create-identity-key", "-m", "12", "-a",
-                 f"127.0.0.1:{dir_port}", "-i", str(keys / "authority_identity_key"),
+                 f"{self.address}:{dir_port}", "-i", str(keys / "authority_identity_key"),
                  "-s", str(keys / "authority_signing_key"),
                  "-c", str(keys / "authority_certificate"), "--passphrase-fd", "0"),
             _run(log, str(program), "--defaults-torrc", os.devnull, "--ignore-missing-torrc",
@@ -287,20 +293,21 @@ class TorNetwork:
         if not (identity and relay):
             raise Problem(TOR_FAILED, why=f"{name} has no fingerprint", log=log)
         return (f"DirAuthority {name} orport={or_port} v3ident={identity[1]} "
-                f"127.0.0.1:{dir_port} {relay[1].strip()}")
+                f"{self.address}:{dir_port} {relay[1].strip()}")
 
     def _node(self, name: str, link: Link, dir_port: Sequence[int]) -> str:
         """The torrc of an authority or a relay."""
-        or_ports = f"ORPort 127.0.0.1:{link.listening}"
+        at = self.address
+        or_ports = f"ORPort {at}:{link.listening}"
         if link.advertised != link.listening:
-            or_ports = (f"ORPort 127.0.0.1:{link.advertised} NoListen\n"
-                        f"ORPort 127.0.0.1:{link.listening} NoAdvertise")
+            or_ports = (f"ORPort {at}:{link.advertised} NoListen\n"
+                        f"ORPort {at}:{link.listening} NoAdvertise")
         owner = f"__OwningControllerProcess {os.getpid()}"
-        text = _NODE.format(directory=self.directory / name, name=name, or_ports=or_ports,
-                            extra=self.extra_torrc,
+        text = _NODE.format(directory=self.directory / name, name=name,
+                            address=at, or_ports=or_ports, extra=self.extra_torrc,
                             ending="RunAsDaemon 1" if self.detached else owner)
         if dir_port:
-            return text + _AUTHORITY.format(dir_port=dir_port[0])
+            return text + _AUTHORITY.format(address=at, dir_port=dir_port[0])
         # A relay that asks before there is a consensus backs off, at random, for up to a minute.
         # It counts from a second after its start.
         patience = math.ceil(_until_consensus(time.time()) - 0.5)

@@ -1,4 +1,4 @@
-"""Six continents on loopback: delays on the links of a private Tor network, and on the way without.
+"""Six continents on one machine: delays on a private Tor network's links, and on the way without.
 
 The paper's clients were on six continents and its broker in Vancouver: a ping took 133.9 ms
 (median; standard deviation 61.9) direct, and 716 ms (182) to an onion service through Tor. Here
@@ -110,7 +110,7 @@ class Load(Struct, frozen=True):
 
 
 class Wan:
-    """Delays between ports of loopback, as a context manager.
+    """Delays between ports of this machine, as a context manager.
 
     There are none until :meth:`on`: tors agree within seconds or not at all while they start
     (:mod:`lab.tornet`), so the network comes up first::
@@ -128,16 +128,18 @@ class Wan:
         relays: seconds, one way, of each relay, in the order of their links.
         regions: of the clients without Tor.
         jitter: seconds; each piece takes up to so much longer. None overtakes another.
+        address: of this machine, at which all of its ports are.
 
     Its methods raise:
         Problem: ``AWAY`` when a port cannot be opened, or the forwarder has gone.
     """
 
     def __init__(self, relays: Sequence[float] = RELAYS, regions: Sequence[Region] = REGIONS,
-                 jitter: float = 0.0) -> None:
+                 jitter: float = 0.0, address: str = "127.0.0.1") -> None:
         self.regions = tuple(regions)
         self._relays = tuple(relays)
         self._jitter = jitter
+        self._address = address
         self._advertised: list[int] = []
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
@@ -166,7 +168,8 @@ class Wan:
         """
         if len(pairs) != len(self._relays):
             raise ValueError(f"{len(pairs)} relays, and delays of {len(self._relays)}")
-        ways = [Way(pair.advertised, pair.listening, delay=delay, jitter=self._jitter)
+        ways = [Way(pair.advertised, pair.listening, self._address, delay, self._jitter,
+                    self._address)
                 for pair, delay in zip(pairs, self._relays, strict=True)]
         report = await self._order(Order(open=ways, close=self._advertised))
         self._advertised = report.ports
@@ -175,10 +178,11 @@ class Wan:
         """Stand before a broker without Tor.
 
         Returns:
-            A port of loopback for each region, in their order: client number i is to use the one
+            A port of ours for each region, in their order: client number i is to use the one
             at i modulo their number.
         """
-        ways = [Way(0, port, host, region.delay / 1000, self._jitter) for region in self.regions]
+        ways = [Way(0, port, host, region.delay / 1000, self._jitter, self._address)
+                for region in self.regions]
         return (await self._order(Order(open=ways))).ports
 
     async def on(self) -> None:

@@ -187,17 +187,20 @@ async def test_only_a_tor_of_our_own_is_ended_on_purpose() -> None:
         await settled(lambda: len(world.renewed) == 1)
 
 
-def test_a_held_port_is_given_to_nobody_else_and_can_be_listened_on_again_and_again() -> None:
-    with held_port() as held:
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
+def test_a_held_port_is_given_to_nobody_else_and_can_be_listened_on_again_and_again(
+    address: str,
+) -> None:
+    with held_port(address) as held:
         for _ in range(2):
             with socket.socket() as listener, held.lent() as port:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind(("127.0.0.1", port))
+                listener.bind((address, port))
                 listener.listen()
             with socket.socket() as asking, pytest.raises(ConnectionRefusedError):
-                asking.connect(("127.0.0.1", port))
+                asking.connect((address, port))
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
-            other.bind(("127.0.0.1", port))
+            other.bind((address, port))
 
 
 # -- how a loss is noticed -------------------------------------------------------------------

@@ -41,9 +41,10 @@ from lab.credit import deal
 from lab.demo import Failed
 from lab.experiments import table2, table2_report
 from lab.experiments.frame import Finished
-from lab.geo import Ground, Race, task_file, thinned, validation_file
+from lab.geo import Ground
 from lab.geo_crowd import Sample, Team, held_by, region
 from lab.live import serve
+from lab.race import Race, task_file, thinned, validation_file
 from lab.traced_desk import Trace, TracedStore
 from lab.wan import REGIONS
 
@@ -262,7 +263,7 @@ def team(**parts: Any) -> Team:
     given: dict[str, Any] = {
         "onion": "", "home": "", "rows": "", "labels": "", "share": 50, "seed": 1, "numbers": [],
         "clients": 2, "epsilon": 1.0, "batch": 5, "local_steps": 1, "protocol": "ours",
-        "ports": list(range(9000, 9000 + len(REGIONS)))}
+        "directs": [f"127.0.0.1:{port}" for port in range(9000, 9000 + len(REGIONS))]}
     return Team(**(given | parts))
 
 

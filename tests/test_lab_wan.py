@@ -146,6 +146,27 @@ async def test_who_speaks_first_is_heard_after_four_delays() -> None:
         writer.close()
 
 
+async def test_its_ports_are_at_the_address_that_others_reach_and_nowhere_else() -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.close()
+
+    behind = await asyncio.start_server(greet, "127.0.0.3", 0)
+    relay = await asyncio.start_server(greet, "127.0.0.2", 0)
+    listening = relay.sockets[0].getsockname()[1]
+    async with behind, relay, Wan((0.0,), NEAR, address="127.0.0.2") as wan:
+        port, _ = await wan.direct("127.0.0.3", behind.sockets[0].getsockname()[1])
+        with socket.create_server(("127.0.0.2", 0)) as free:
+            advertised = free.getsockname()[1]
+        await wan.links([Link(advertised, listening)])
+        for number in (port, advertised):
+            reader, writer = await asyncio.open_connection("127.0.0.2", number)
+            assert await reader.read() == b"hello"
+            writer.close()
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", number)
+
+
 @pytest.mark.slow
 async def test_many_connections_with_jitter_change_and_mix_nothing() -> None:
     async def one(port: int, seed: int) -> bool:

@@ -16,6 +16,8 @@ It may have besides
 - ``series(finished)``: the raw curves as a table, its header first (:class:`HasSeries`);
 - ``measures(finished)``: one cell's figures, where they are not the numbers in its result
   (:class:`HasMeasures`);
+- ``race_of(cell)``: the race that a cell is, where it can be run on machines elsewhere
+  (:class:`HasRaces`);
 - ``least_rows(cell)``: how many rows of data a cell needs (:class:`HasLeast`);
 - ``open_world(...)`` instead of ``run``, where cells share something that takes long to build, such
   as a network of real tors (:class:`Shared`): it is built once, for the cells that are still to be
@@ -47,7 +49,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from rich.console import RenderableType
 
@@ -56,10 +58,16 @@ from accord.problems import DISK, INTERNAL, Problem
 from lab.experiments import origin
 from lab.experiments.names import EXPERIMENTS as EXPERIMENTS
 
+if TYPE_CHECKING:
+    from lab.race import Race
+
 Cell = dict[str, Any]
 Outcome = dict[str, Any]
 RunCell = Callable[[Cell], Awaitable[Outcome]]
 """Runs one cell in a world that is open."""
+OpenWorld = Callable[[Sequence[Cell], Path | None, Path, Callable[[str], None]],
+                     AbstractAsyncContextManager[RunCell]]
+"""Opens a world: see :meth:`Shared.open_world`."""
 circumstances = origin.circumstances
 
 
@@ -111,6 +119,15 @@ class Shared(Protocol):
             directory: the experiment's output, for what the world keeps on disk.
             say: tells a person one line.
         """
+
+
+@runtime_checkable
+class HasRaces(Protocol):
+    """What a module has besides whose cells are races: those can be run on machines elsewhere
+    (:mod:`lab.field`) as well."""
+
+    def race_of(self, cell: Cell) -> Race:
+        """The race that a cell asks for."""
 
 
 @runtime_checkable
@@ -186,6 +203,11 @@ class Notebook:
         """Where it is kept."""
         return self._path.parent
 
+    @property
+    def begun(self) -> bool:
+        """Whether any cell is finished."""
+        return bool(self._known)
+
     def get(self, key: str) -> Outcome | None:
         """A finished cell's result."""
         return self._known.get(key)
@@ -233,7 +255,7 @@ class Notebook:
 async def run_all(
     experiment: Experiment, cells: Sequence[Cell], data: Path | None, digest: str,
     notebook: Notebook, jobs: int, tell: Callable[[int, int], None],
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None, world: OpenWorld | None = None,
 ) -> list[Finished]:
     """Run all cells that the notebook does not have.
 
@@ -246,6 +268,7 @@ async def run_all(
         jobs: processes; a world that cells share is in this one, whatever this says.
         tell: called with how many cells are finished, and of how many.
         say: what a world tells a person.
+        world: opened instead of the experiment's own; its cells run one after another.
 
     Returns:
         All cells with their results, in their order.
@@ -272,8 +295,11 @@ async def run_all(
         done += 1
         tell(done, total)
 
-    if missing and isinstance(experiment, Shared):
-        await _in_world(experiment, missing, data, notebook.directory, finish, say)
+    if missing and world is not None:
+        await _in_world(world, lambda cell: None, missing, data, notebook.directory, finish, say)
+    elif missing and isinstance(experiment, Shared):
+        await _in_world(experiment.open_world, _group(experiment), missing, data,
+                        notebook.directory, finish, say)
     elif missing:
         await _in_processes(experiment.__name__, missing, data, jobs, finish)
     return [Finished(cell, notebook.get(key) or {}) for key, cell in zip(keys, cells, strict=True)]
@@ -294,7 +320,8 @@ async def run_one(
         told.append(await work)
 
     if isinstance(experiment, Shared):
-        await _in_world(experiment, {"": cell}, data, directory, finish, say)
+        await _in_world(experiment.open_world, _group(experiment), {"": cell}, data, directory,
+                        finish, say)
     else:
         await _in_processes(experiment.__name__, {"": cell}, data, 1, finish)
     return told[0]
@@ -316,16 +343,20 @@ async def _in_processes(
             raise Problem(INTERNAL) from None
 
 
-async def _in_world(
-    experiment: Shared, missing: dict[str, Cell], data: Path | None, directory: Path,
-    finish: Finish, say: Callable[[str], None],
-) -> None:
+def _group(experiment: Shared) -> Callable[[Cell], Hashable]:
     group: Callable[[Cell], Hashable] = getattr(experiment, "group", lambda cell: None)
+    return group
+
+
+async def _in_world(
+    open_world: OpenWorld, group: Callable[[Cell], Hashable], missing: dict[str, Cell],
+    data: Path | None, directory: Path, finish: Finish, say: Callable[[str], None],
+) -> None:
     batches: dict[Hashable, list[str]] = {}
     for key, cell in missing.items():
         of = group(cell)
         batches.setdefault(("alone", key) if of is None else ("with", of), []).append(key)
-    async with experiment.open_world(list(missing.values()), data, directory, say) as run:
+    async with open_world(list(missing.values()), data, directory, say) as run:
 
         async def timed(cell: Cell) -> Outcome:
             began = time.perf_counter()

@@ -47,6 +47,8 @@ EXPERIMENTS: Final[dict[str, Named]] = {
                    only={"figure": ("11", "7.5")}),
     "poison": Named(module="lab.experiments.poison", shows="figures 10, 11 and section 7.5",
                     quick="2 min", full="1 h"),
+    "rehearsal": Named(module="lab.experiments.rehearsal", shows="(not in the paper)",
+                       quick="4 min", full="4 min"),
     "table2": Named(module="lab.experiments.table2", shows="table 2, figures 6 and 7",
                     quick="10 min", full="45 min"),
     "table2-steps": Named(module="lab.experiments.table2_steps",

@@ -10,6 +10,10 @@
 ``*.png, *.svg``          pictures
 ========================  =====================================================================
 
+Of a run on machines elsewhere (:mod:`lab.field`) there are besides ``inventory.json``, where they
+are; ``machines.json``, what they are; ``latency.json``, round trips; ``ansible.log``; and ``logs``,
+what was said in each race on each machine.
+
 For documentation, :func:`publish` copies what is small.
 """
 
@@ -49,6 +53,8 @@ class Results:
         finished: all its cells.
         table: the data.
         foreign: how many of the cells other code than this has computed.
+        place: the machines that it ran on (:attr:`lab.field.inventory.Inventory.place`); None for
+            this one.
     """
 
     experiment: Experiment
@@ -56,28 +62,32 @@ class Results:
     finished: Sequence[Finished]
     table: credit.Table
     foreign: int = 0
+    place: dict[str, Any] | None = None
 
     def origin(self) -> dict[str, Any]:
         """Where the figures come from; ``commit`` is None outside of a checkout, and ``tor``
         where no tor ran."""
         return {
             "experiment": self.plan.experiment,
-            "command": command(anywhere(self.plan)),
+            "command": command(anywhere(self.plan), "tormentor experiment" if self.place is None
+                               else "deploy/run"),
             "plan": written(anywhere(self.plan)),
             "data": self.table.words,
             "data_rows": len(self.table.labels),
             "data_digest": self.table.digest,
             "quick": self.plan.quick,
-            **origin.circumstances(tor=isinstance(self.experiment, Shared)),
+            # Which tors ran elsewhere is in machines.json.
+            **origin.circumstances(tor=isinstance(self.experiment, Shared) and self.place is None),
+            **({} if self.place is None else {"machines": self.place}),
             "cells_of_other_code": self.foreign,
             "cell_seconds": round(sum(
                 float(f.result.get("wall_seconds", 0.0)) for f in self.finished), 1),
         }
 
 
-def command(plan: Plan) -> str:
+def command(plan: Plan, program: str = "tormentor experiment") -> str:
     """The command that runs a plan. Which cells are meant only a file can say."""
-    words = ["tormentor experiment", "experiment.toml" if plan.cells else plan.experiment]
+    words = [program, "experiment.toml" if plan.cells else plan.experiment]
     if not plan.cells:
         words += ["--quick"] * plan.quick
         words += [] if plan.seeds is None else [f"--seeds {plan.seeds}"]
@@ -164,7 +174,7 @@ def publish(paths: Sequence[Path], name: str, directory: Path) -> list[Path]:
 
 def _comments(facts: dict[str, Any]) -> list[str]:
     return ["An experiment as it was run. The same again:",
-            "  tormentor experiment experiment.toml",
+            f"  {'deploy/run' if 'machines' in facts else 'tormentor experiment'} experiment.toml",
             f"TorMentor {facts['version']}, commit {facts['commit'] or 'unknown'}, "
             f"code {facts['code']}",
             f"Data: {facts['data']}, digest {facts['data_digest']}"]
@@ -188,7 +198,10 @@ def _page(results: Results, facts: dict[str, Any], shown: Sequence[RenderableTyp
              f"Made by `{facts['command']}` on {results.table.words} "
              f"({facts['data_rows']:,} rows); the cells took {facts['cell_seconds']:,.0f} seconds "
              f"in all. TorMentor {facts['version']}, commit {facts['commit'] or 'unknown'}, code "
-             f"{facts['code']}{tor}; {machine}."]
+             f"{facts['code']}{tor}; "
+             f"{machine if results.place is None else 'driven from one with ' + machine}."]
+    if results.place is not None:
+        lines.append(where(results.place))
     if results.plan.cells:
         lines.append(f"experiment.toml:\n\n```toml\n{written(anywhere(results.plan))}```")
     if facts["quick"]:
@@ -201,6 +214,14 @@ def _page(results: Results, facts: dict[str, Any], shown: Sequence[RenderableTyp
             more = f" ([SVG]({svg.name}))" if svg in pictures else ""
             lines.append(f"![{path.stem}]({path.name}){more}")
     return "\n\n".join(lines) + "\n\n" + markdown.page(shown)
+
+
+def where(place: dict[str, Any]) -> str:
+    """A sentence on the machines that a run was on."""
+    clients = place["clients"]
+    return (f"It ran on machines of its own: the broker in {place['broker']}, clients on "
+            f"{len(clients)} in {', '.join(dict.fromkeys(clients))}; "
+            f"{place['tor_network']} Tor network.")
 
 
 def _text(shown: Sequence[RenderableType]) -> str:

@@ -36,7 +36,8 @@ from lab.credit import load
 from lab.demo import Failed
 from lab.experiments import table2_report
 from lab.experiments.frame import Cell, Finished, Outcome
-from lab.geo import Ground, Race
+from lab.geo import Ground
+from lab.race import Race
 
 NAME = "table2"
 WORDS = "Time to the target by clients, with and without Tor, ours and the paper's protocol."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -19,6 +19,11 @@ PAPER: Final = {10: (819.0, 210.0), 50: (210.0, 34.0), 100: (135.0, 18.0), 200: 
 CONTESTANTS: Final = {"ours": "ours", "paper": "the paper's protocol"}
 _COLOURS: Final = {10: "#555555", 50: "#2b7bba", 100: "#c0572b", 200: "#7d4698"}
 _FIGURES: Final = ("joining", "updates", "rate", "releases", "epsilon_total", "strikes")
+
+CAPTION: Final = ("'Paper' is its Table 2: its 25 machines, its data, which had the answer among "
+                  "the features. 'Overhead' is with Tor to without.")
+PICTURES: Final = {True: "figure6", False: "figure7"}
+"""With Tor, and without."""
 
 Key = tuple[int, bool, str]
 """Clients, Tor, protocol."""
@@ -71,25 +76,25 @@ def ratio(one: Sequence[float | None], other: Sequence[float | None], limit: flo
     return f"{above / below:.1f}"
 
 
-def tables(finished: Sequence[Finished]) -> list[RenderableType]:
-    """Table 2, what else was measured, and the round trips."""
+def tables(finished: Sequence[Finished], title: str = "Table 2",
+           caption: str = CAPTION) -> list[RenderableType]:
+    """Table 2, or what goes by another title; what else was measured; the round trips."""
     if not finished:
         return []
-    return [_time_table(finished), _cost_table(finished), _latency_table(finished)]
+    return [_time_table(finished, title, caption), _cost_table(finished), _latency_table(finished)]
 
 
 def _limit(finished: Sequence[Finished]) -> float:
     return max(float(each.cell["limit"]) for each in finished)
 
 
-def _time_table(finished: Sequence[Finished]) -> Table:
+def _time_table(finished: Sequence[Finished], title: str, caption: str) -> Table:
     found, limit = times(finished), _limit(finished)
     table = Table(
         box=box.SIMPLE_HEAD,
-        title="Table 2: seconds from 'training begins' until the training error is within half a "
+        title=f"{title}: seconds from 'training begins' until the training error is within half a "
               "point of the converged model's, and stays; median (least to most)",
-        caption="'Paper' is its Table 2: its 25 machines, its data, which had the answer among the "
-                "features. 'Overhead' is with Tor to without.")
+        caption=caption)
     for name in ("clients", "", "with Tor", "without", "overhead", "paper's protocol / ours, Tor"):
         table.add_column(name, justify="left" if not name else "right")
     for clients in sorted({key[0] for key in found}):
@@ -147,20 +152,24 @@ def _latency_table(finished: Sequence[Finished]) -> Table:
     return table
 
 
-def plots(finished: Sequence[Finished], directory: Path) -> list[Path]:
-    """Figures 6 and 7: error over time, without Tor and with it; all seeds as thin lines."""
+def plots(finished: Sequence[Finished], directory: Path,
+          pictures: Mapping[bool, str] = PICTURES) -> list[Path]:
+    """Figures 6 and 7, or what goes by other names: error over time, with Tor and without; a part
+    for each contestant, all seeds as thin lines."""
     if not finished:
         return []
     pyplot = begin()
     written = []
-    for name, tor in (("figure6", True), ("figure7", False)):
+    there = [one for one in CONTESTANTS if any(e.cell["protocol"] == one for e in finished)]
+    for tor, name in pictures.items():
         some = [each for each in finished if each.cell["tor"] is tor and each.result["curve"]]
         if not some:
             continue
-        drawing, sides = pyplot.subplots(1, 2, figsize=(10, 4), sharex=True, sharey=True)
-        for side, (protocol, words) in zip(sides, CONTESTANTS.items(), strict=True):
+        drawing, ((*sides,),) = pyplot.subplots(1, len(there), figsize=(5 * len(there), 4),
+                                                sharex=True, sharey=True, squeeze=False)
+        for side, protocol in zip(sides, there, strict=True):
             _draw(side, [each for each in some if each.cell["protocol"] == protocol])
-            side.set_title(f"{words}, {'through Tor' if tor else 'without Tor'}")
+            side.set_title(f"{CONTESTANTS[protocol]}, {'through Tor' if tor else 'without Tor'}")
             side.set_xlabel("seconds since training began")
         sides[0].set_ylabel("training error in %")
         written += save(drawing, directory, name)

@@ -8,7 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lab.experiments.table2 import PAPER_VALIDATION
-from lab.geo import Ground, Race
+from lab.geo import Ground
+from lab.race import Race
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lab_world import make_table
