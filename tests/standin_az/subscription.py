@@ -72,7 +72,7 @@ class Subscription:
     def dump(self):
         return {"groups": {name: {"tags": group["tags"], "resources": [
             {k: v for k, v in each.items() if k != "custom"} for each in group["parts"].values()]}
-            for name, group in self.groups.items() if not self._gone(name)},
+            for name, group in list(self.groups.items()) if not self._gone(name)},
             "made": self.made, "registered": sorted(self.registered)}
 
     def call(self, command, values, fault):
