@@ -13,7 +13,8 @@ pause=${TORMENTOR_AZURE_PAUSE:-5}
 # Exit statuses; --help says them.
 readonly usage_exit=2 half_exit=3 account_exit=4 cut_exit=6 azure_exit=7
 
-say() { printf '%s\n' "$*" >&2; }
+# Also when nobody hears it any more: what there is to tidy is tidied then, too.
+say() { printf '%s\n' "$*" 2>/dev/null >&2 || true; }
 die() {
   local status=$1
   shift
@@ -45,12 +46,18 @@ tools() {
 # Where the errors of az go; whoever works beside others has a file of their own.
 errors=$work/errors
 
+# The subscription's id, once account has asked for it: each call names it, so that an 'az account set'
+# on another terminal changes nothing here.
+account_id=
+# What provision wants to be said wherever it ends, from when it has made something.
+again=
+
 # azure ARGS...: az's answer on stdout; its status. Tried three times while the way to Azure is cut.
 azure() {
   local try status
   for try in 1 2 3; do
     status=0
-    az "$@" --only-show-errors 2> "$errors" || status=$?
+    az "$@" ${account_id:+--subscription "$account_id"} --only-show-errors 2> "$errors" || status=$?
     [ "$status" != 0 ] || return 0
     [ "$(kind "$errors")" = cut ] || return "$status"
     [ "$try" = 3 ] || sleep "$((try * pause))"
@@ -100,12 +107,23 @@ no_answer() {
     cut) status=$cut_exit ;;
     login | authorization) status=$account_exit ;;
   esac
-  die "$status" "Could not $1: $(because "$errors" Azure 'that size'). Then type the same command again; it goes on where it stopped."
+  die "$status" "Could not $1: $(because "$errors" Azure 'that size'). ${again:+What is made is paid for. }${again:-Then type the same command again; it goes on where it stopped.}"
 }
 
-# account: sets $subscription (its name) or ends.
+# account: sets $subscription (its name) and $account_id, or ends.
 account() {
-  subscription=$(azure account show --query name --output tsv) || no_answer "ask Azure for your subscription"
+  local told
+  told=$(azure account show --query '[[id, name]]' --output tsv) || no_answer "ask Azure for your subscription"
+  IFS=$'\t' read -r account_id subscription <<< "$told"
+}
+
+# same_account RUN: ends when the run was made in another subscription than the one az is set to: its
+# machines are not there, and are paid for elsewhere.
+same_account() {
+  local was
+  was=$(cat "$runs/$1/subscription" 2>/dev/null) || return 0
+  [ "$was" = "$account_id" ] || die "$account_exit" \
+    "The run $1 is in the subscription $was, and az is set to another one, $subscription. Type: az account set --subscription $was  and then the same again."
 }
 
 # group_of RUN

@@ -272,13 +272,21 @@ def status(options: argparse.Namespace) -> None:
     alive = {each["run"] for each in found}
     keys = sorted(each.name for each in options.runs.iterdir() if each.is_dir()
                   and each.name not in alive) if options.runs.is_dir() and options.all else []
+    # Made in another subscription, which was not asked.
+    elsewhere = {name: place for name in keys
+                 if (place := _noted(options.runs / name)) not in ("", options.subscription)}
+    keys = [name for name in keys if name not in elsewhere]
     if options.json:
-        tell(json.dumps({"runs": found, "keys_without_run": keys}, indent=2))
+        tell(json.dumps({"runs": found, "keys_without_run": keys, "elsewhere": elsewhere},
+                        indent=2))
         return
     for run in found:
         _tell(run)
     if not found:
-        tell("No run is in this subscription: nothing is being paid for.")
+        tell("No run is in this subscription: nothing of TorMentor's is paid for in it.")
+    for name, place in elsewhere.items():
+        tell(f"The run {name} is in the subscription {place}, WHICH WAS NOT ASKED, and may be paid "
+             f"for; type: az account set --subscription {place}")
     for name in keys:
         tell(f"The keys of {name} are still here, and its machines are gone; "
               f"type: deploy/azure/teardown {name}")
@@ -302,6 +310,14 @@ def _tell(run: Json) -> None:
         tell(f"  Parts of no machine (paid for until they are deleted): "
               f"{', '.join(run['orphans'])}.")
     tell(f"  End it with: deploy/azure/teardown {run['run']}")
+
+
+def _noted(run: Path) -> str:
+    """The id of the subscription in which a run was made; '' where it is not written."""
+    try:
+        return (run / "subscription").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def _read(path: Path) -> list[Json]:
@@ -353,6 +369,7 @@ def main() -> None:
     one = command("status", status)
     one.add_argument("directory", type=Path)
     one.add_argument("runs", type=Path)
+    one.add_argument("--subscription", default="")
     one.add_argument("--all", action="store_true")
     one.add_argument("--json", action="store_true")
     one = command("size", lambda _: tell(catalogue()["size"]))

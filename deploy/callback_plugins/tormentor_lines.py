@@ -21,7 +21,8 @@ DOCUMENTATION = """
     short_description: One line of JSON for each machine and task.
     description: Read by TorMentor's controller.
 """
-LONGEST = 100_000
+LONGEST = 40_000
+"""Characters; as JSON each can take twelve, and lab/field/plays.py reads a line of up to 2**20."""
 
 
 class CallbackModule(CallbackBase):
