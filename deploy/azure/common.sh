@@ -14,7 +14,7 @@ pause=${TORMENTOR_AZURE_PAUSE:-5}
 readonly usage_exit=2 half_exit=3 account_exit=4 cut_exit=6 azure_exit=7
 
 # Also when nobody hears it any more: what there is to tidy is tidied then, too.
-say() { printf '%s\n' "$*" 2>/dev/null >&2 || true; }
+say() { printf '%s\n' "$*" >&2 2>/dev/null || true; }
 die() {
   local status=$1
   shift
@@ -54,10 +54,12 @@ again=
 
 # azure ARGS...: az's answer on stdout; its status. Tried three times while the way to Azure is cut.
 azure() {
-  local try status
+  local try status of=()
+  # 'az account' asks of the one that is set, and takes no other.
+  if [ -n "$account_id" ] && [ "$1" != account ]; then of=(--subscription "$account_id"); fi
   for try in 1 2 3; do
     status=0
-    az "$@" ${account_id:+--subscription "$account_id"} --only-show-errors 2> "$errors" || status=$?
+    az "$@" "${of[@]}" --only-show-errors 2> "$errors" || status=$?
     [ "$status" != 0 ] || return 0
     [ "$(kind "$errors")" = cut ] || return "$status"
     [ "$try" = 3 ] || sleep "$((try * pause))"

@@ -22,12 +22,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from accord.console import warn
+from accord.console import plain, warn
 from accord.files import private_directory, write_whole
+from accord.onion import check_onion
 from accord.problems import HOST_AWAY, HOST_FAILED, NO_CONTROLLER, Problem
 from lab.credit import Parts, Table, converged, deal, load
 from lab.demo import Failed
@@ -59,6 +60,7 @@ LOOK: Final = 5
 CURATING: Final = 660
 """Seconds: the referee gives up sooner, and says why."""
 STATE: Final = "/var/lib/tormentor"
+T = TypeVar("T")
 RACE: Final = f"{STATE}/race"
 TORRC: Final = "/etc/tormentor/torrc"
 _UNIT: Final = (
@@ -203,7 +205,8 @@ class _Run:
         events = await self._plays.play("open", {"desk": DESKS[tor], "options": options},
                                         hosts=[self._inventory.broker.name])
         opened = answers(events, "opened")[self._inventory.broker.name]
-        self._desks[tor] = msgspec.json.decode(opened, type=Curated).onion
+        # It becomes a variable of Ansible's, and those are templates, which run commands here.
+        self._desks[tor] = check_onion(self._told(opened, Curated).onion)
 
     async def _measure(self) -> None:
         """Round trips of all machines, by a model that nobody joins."""
@@ -224,7 +227,7 @@ class _Run:
             "directory": where, "desks": desks, "unit": _UNIT,
             "broker": self._inventory.broker.name})
         measured = Measured(self._inventory, {
-            name: msgspec.json.decode(text, type=dict[str, Latency | None])
+            name: self._told(text, dict[str, Latency | None])
             for name, text in answers(events, "ping").items()})
         self._latency = {tor: measured.of(DESKS[tor]) for tor in self._desks}
         measured.write(self._directory / LATENCY)
@@ -252,8 +255,11 @@ class _Run:
             if isinstance(failure, Problem) and failure.kind not in (HOST_AWAY, HOST_FAILED):
                 raise
             # What to do about it is said when it happens again.
-            self._say(f"{race.words}: {str(failure).partition(';')[0]}; it is run once more")
+            why = plain(str(failure)).partition(';')[0]
+            self._say(f"{race.words}: {why}; it is run once more")
         await self._plays.play("stop", tolerant=True)
+        # A machine that is still away ends it here, before the others wait for a desk.
+        await self._plays.play("check")
         await self._open(race.tor)
         try:
             return await self._race(race)
@@ -313,7 +319,7 @@ class _Run:
             "labels": dealt.labels, "seed": race.seed, "validation_rows": race.validation_rows,
             "patience": CURATING}, hosts=hosts)
         told = answers(events, "curated")[broker.name]
-        return msgspec.json.decode(told, type=Curated).onion
+        return check_onion(self._told(told, Curated).onion)
 
     async def _join(self, race: Race, dealt: _Dealt, onion: str, home: Path,
                     spreading: Mapping[str, list[int]]) -> float:
@@ -332,7 +338,7 @@ class _Run:
         last = next(n for n, numbers in spreading.items() if race.clients - 1 in numbers)
         events = await self._plays.play("join", {
             "directory": home, "last": last, "patience": round(JOINING)}, hosts=spreading)
-        return min(msgspec.json.decode(text, type=Began).at
+        return min(self._told(text, Began).at
                    for text in answers(events, "began").values())
 
     async def _watch(self, race: Race, hosts: list[str]) -> None:
@@ -363,8 +369,20 @@ class _Run:
         spent = [json.loads(text) for text in answers(events, "ledgers").values() if text]
         count = sum(each["clients"] for each in spent)
         mean = sum(each["clients"] * (each["mean"] or 0.0) for each in spent) / max(1, count)
-        told: dict[str, Any] = json.loads(answers(events, "result")[self._inventory.broker.name])
-        return told, round(mean, 1)
+        text = answers(events, "result").get(self._inventory.broker.name, "")
+        return msgspec.to_builtins(self._told(text, _Result)), round(mean, 1)
+
+    def _told(self, text: str, kind: type[T]) -> T:
+        """What a machine said, as what it must be.
+
+        Raises:
+            Problem: ``HOST_FAILED``: it is none.
+        """
+        try:
+            return _read(text, kind)
+        except Failed as failure:
+            raise Problem(HOST_FAILED, host=self._inventory.broker.words, task="answer",
+                          why=plain(str(failure)), log=self._directory / "ansible.log") from None
 
     def _logs(self, race: Race) -> Path:
         name = (f"{race.clients}-{DESKS[race.tor]}-{race.protocol}-seed{race.seed}")
@@ -432,7 +450,7 @@ class _Looks:
         now = time.monotonic()
         if text and now - self._told >= TELL - LOOK / 2:
             self._told = now
-            self._say(f"{self._race.words}: {msgspec.json.decode(text, type=Progress).words}")
+            self._say(f"{self._race.words}: {plain(_read(text, Progress).words)}")
 
     def _end(self, text: str, event: Event) -> None:
         try:
@@ -440,9 +458,31 @@ class _Looks:
         except ValueError:
             raise Problem(HOST_FAILED, host=self._inventory.words(event.host), task=event.task,
                           why=f"its referee {text.splitlines()[-1]}", log=self._log) from None
-        if "why" in told:
-            raise Failed(msgspec.convert(told, Failure).why)
+        if not isinstance(told, dict) or "why" in told:
+            raise Failed(plain(_read(text, Failure).why))
         raise _Over
+
+
+class _Result(msgspec.Struct, forbid_unknown_fields=True):
+    """What lab.race.Watch.result says, and when training began. (JSON itself has no NaN.)"""
+
+    arrived: float | None
+    optimum: float
+    target: float
+    updates: int
+    rate: float
+    releases: float
+    epsilon_total: float
+    strikes: int
+    curve: list[tuple[float, int, float]]
+    training_began: float
+
+
+def _read(text: str, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.DecodeError as error:
+        raise Failed(f"what a machine says of it cannot be read: {error}") from None
 
 
 def _torrc(host: Host) -> str:
