@@ -357,6 +357,17 @@ def test_an_evicted_one_and_a_stopped_one_are_made_anew(world: World) -> None:
 
 
 @pytest.mark.slow
+def test_where_none_is_heard_none_is_made_anew(world: World) -> None:
+    world.provision()
+    for name in ("broker", "tokyo", "london"):
+        world.tell("unheard", name)
+    told = world.provision(status=6)
+    assert "None of the 3 machines that run answers at port 22 from here" in told.err
+    assert "--ssh-from YOUR.ADDRESS/32 anew" in told.err
+    assert [world.made(name) for name in ("broker", "tokyo", "london")] == [1, 1, 1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 3, 9, 14, 20, 23])
 def test_the_way_to_azure_is_cut_for_good(world: World, after: int) -> None:
     """From the call of that number on nothing is answered; then it is mended."""

@@ -95,6 +95,8 @@ class Subscription:
             for each in self.groups[words[0]]["parts"].values():
                 if each["type"] == VM and each["name"] == words[1]:
                     each[words[2]] = words[3]
+        elif what == "unheard":  # as when the way to its port 22 is closed
+            self.machines.end(words[0])
         elif what == "tag":
             self.groups[words[0]]["tags"][words[1]] = words[2]
         return what
