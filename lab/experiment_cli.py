@@ -1,4 +1,4 @@
-"""``tormentor experiment``: the figures of the documentation, made again on this machine."""
+"""``tormentor experiment``: the figures of the documentation, made again, here or elsewhere."""
 
 from __future__ import annotations
 
@@ -159,6 +159,9 @@ async def _run(plan: Plan, cells: list[Cell], field: Field | None, fresh: bool,
     _enough(this, cells, table, str(data))
     _make(output)
     _keep_others_out(output)
+    if field is not None:
+        # Nor two on the same machines: each would stop what the other has started.
+        _keep_others_out(field.inventory.path)
     notebook = Notebook(output / "cells.jsonl")
     if fresh and (aside := notebook.begin_anew()) is not None:
         say(f"What was finished is put away: {aside}")
@@ -204,19 +207,20 @@ def _enough(this: Experiment, cells: Sequence[Cell], table: Table, name: str) ->
                 f"where {needed:,} are needed"))
 
 
-def _keep_others_out(directory: Path) -> None:
-    """Have a directory of results for this process alone, until it ends.
+def _keep_others_out(path: Path) -> None:
+    """Have a directory of results, or the machines of an inventory, for this process alone, until
+    it ends.
 
     Raises:
-        Problem: ``LOCKED``: another run writes there.
+        Problem: ``LOCKED``: another run uses it.
     """
-    # The directory itself is locked: the files in it are replaced. It stays open on purpose.
-    handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    # A directory itself is locked: the files in it are replaced. It stays open on purpose.
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
-        raise Problem(LOCKED, path=directory) from None
+        raise Problem(LOCKED, path=path) from None
     click.get_current_context().call_on_close(lambda: os.close(handle))
 
 

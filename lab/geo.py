@@ -176,9 +176,7 @@ class Ground:
         told = watch.result()
         spent = await asyncio.to_thread(ledgers, home)
         shutil.rmtree(home, ignore_errors=True)
-        self._say(f"{race.words}: " + (
-            f"arrived after {told['arrived']:.2f} s, {told['updates']:,} updates"
-            if told["arrived"] is not None else f"not within {race.limit:g} s"))
+        self._say(race.ended(told))
         return {**told, "joining": round(watch.began - began, 3),
                 "ledger": round(sum(spent) / len(spent), 1),
                 "latency": latency.summary()}
@@ -223,9 +221,9 @@ class Ground:
 
             await unless_away(ask, ANNOUNCED, lambda why: None)
             found = self._latency[tor] = await measure(routes, onion, pings=_PINGS)
-        told = found.summary()
         self._say(f"Round trip {'through Tor' if tor else 'without Tor'}: median "
-                  f"{told['median_ms']:g} ms, standard deviation {told['sd_ms']:g} ms")
+                  f"{1000 * found.median:.1f} ms, standard deviation "
+                  f"{1000 * found.deviation:.1f} ms")
         return found
 
     @asynccontextmanager

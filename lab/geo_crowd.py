@@ -19,6 +19,7 @@ drives all machines opens the gate for the last client, when each of them is rea
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Iterable
@@ -46,10 +47,11 @@ from lab.crowd import AGAIN, DELTA, PATIENCE, solve
 from lab.field.deal import dealt
 from lab.field.orders import BEGAN, GATE, READY, Began, own_tor, read
 
-FIRST, STRIDE = 2, 7
-"""Client i is in region FIRST + STRIDE i, modulo their number. They are in the order of their
-distance, so ten clients are as far away as two hundred: at the median, and in the mean number of
-round trips in a second, most of which those who are near make."""
+FIRST, STRIDE, OF = 2, 7, 25
+"""Client i is in region FIRST + STRIDE i, modulo their number, where there are OF; where there are
+fewer or more, in proportion. They are in the order of their distance, so ten clients are as far
+away as two hundred: at the median, and in the mean number of round trips in a second, most of which
+those who are near make."""
 _WAITS = "waits"
 _POLL = 0.1
 BUDGET = 1e7
@@ -104,8 +106,11 @@ class Team(Struct, frozen=True, kw_only=True):
 
 
 def region(number: int, count: int) -> int:
-    """Which of so many regions a client is in."""
-    return (FIRST + STRIDE * number) % count
+    """Which of so many regions a client is in: as many clients are in one each."""
+    stride = max(1, round(STRIDE * count / OF))
+    while math.gcd(stride, count) != 1:
+        stride += 1
+    return (FIRST * count // OF + stride * number) % count
 
 
 class Sample:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -84,6 +84,16 @@ class Race:
         """For a line of progress."""
         return (f"{self.clients} clients, {'through Tor' if self.tor else 'no Tor'}, "
                 f"{self.protocol}, seed {self.seed}")
+
+    def ended(self, told: Mapping[str, Any]) -> str:
+        """A line on what came of it.
+
+        Args:
+            told: what :meth:`Watch.result` says, or more.
+        """
+        if told["arrived"] is None:
+            return f"{self.words}: not within {self.limit:g} s"
+        return f"{self.words}: arrived after {told['arrived']:.2f} s, {told['updates']:,} updates"
 
 
 class Watch:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import secrets
 import statistics
@@ -246,11 +247,16 @@ class Latency(Struct, frozen=True):
         every = [each for one in self.samples for each in one]
         return statistics.stdev(every) if len(every) > 1 else float("nan")
 
-    def summary(self) -> dict[str, float]:
-        """For a table: milliseconds, and how many there were."""
-        return {"median_ms": round(1000 * self.median, 1), "sd_ms": round(1000 * self.deviation, 1),
+    def summary(self) -> dict[str, float | None]:
+        """For a table: milliseconds, None where too few came back, and how many there were."""
+        return {"median_ms": _milliseconds(self.median), "sd_ms": _milliseconds(self.deviation),
                 "connections": len(self.samples), "failed": self.failed,
                 "pings": sum(map(len, self.samples))}
+
+
+def _milliseconds(seconds: float) -> float | None:
+    """Rounded for a file; JSON has no NaN."""
+    return None if math.isnan(seconds) else round(1000 * seconds, 1)
 
 
 async def measure(

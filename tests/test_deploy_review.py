@@ -23,6 +23,7 @@ import lab.field.world as field
 from accord.problems import Problem
 from lab.demo import Failed
 from lab.field.inventory import Host, Inventory
+from lab.field.looks import Looks
 from lab.field.plays import Event
 from lab.race import Race
 
@@ -268,6 +269,13 @@ def test_root_changes_nothing_by_a_path_in_tormentors_own_directory() -> None:
             assert not re.search(r"/var/lib/tormentor/\w", command), command
 
 
+def test_rows_that_other_code_has_dealt_are_not_taken() -> None:
+    """They are named after the data and the seed, and stayed when the code was replaced."""
+    script = (PLAYBOOKS / "install.yml").read_text().partition("- name: install the wheel")[2]
+    assert 0 < script.index("rm -rf /var/lib/tormentor/data/*") < script.index(
+        "> /opt/tormentor/stamp")
+
+
 def test_the_longest_line_of_a_machine_can_be_read(tmp_path: Path) -> None:
     """A log of other than ASCII was longer in JSON than the line that the controller takes."""
     assert ANSIBLE.exists(), "scripts/setup-ansible makes it"
@@ -309,9 +317,9 @@ def run_of(tmp_path: Path, *events: Event) -> field._Run:
     return field._Run(INVENTORY, cast("Plays", Says(*events)), table, tmp_path, tmp_path, print)
 
 
-def looks() -> tuple[field._Looks, list[str]]:
+def looks() -> tuple[Looks, list[str]]:
     said: list[str] = []
-    one = field._Looks(RACE, INVENTORY, Path("log"), said.append)
+    one = Looks(RACE, INVENTORY, Path("log"), said.append)
     one._told = -1e9
     return one, said
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
+import re
 import subprocess
+import sys
+import textwrap
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,12 +17,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from accord.problems import HOST_AWAY, HOST_FAILED, NO_CONTROLLER, Problem
 from lab.experiment_cli import experiment
+from lab.experiments import table2_report
 from lab.experiments.frame import (
     EXPERIMENTS,
     Cell,
+    Finished,
     HasRaces,
     Notebook,
     Outcome,
@@ -27,11 +35,13 @@ from lab.experiments.frame import (
 )
 from lab.experiments.plan import Plan
 from lab.experiments.results import command, where
-from lab.field.inventory import Inventory, keep_place, parse, spread
+from lab.field.inventory import Inventory, keep_place, parse, read, spread
 from lab.field.latencies import DESKS, Measured
+from lab.field.looks import Looks, Over
 from lab.field.machines import judge, stored
-from lab.field.plays import HOME, Event, answers, event_of, problem_of
-from lab.field.world import _Looks, _Over, find_wheel, stamp
+from lab.field.plays import HOME, Event, answers, event_of, problem_of, program
+from lab.field.world import find_wheel, stamp
+from lab.geo_crowd import region
 from lab.race import Failed, Race
 from lab.wan import Latency
 
@@ -72,6 +82,17 @@ def test_clients_are_spread_evenly_and_each_is_somewhere_once(clients: int, host
     sizes = [len(dealt.get(name, [])) for name in names]
     assert max(sizes) - min(sizes) <= 1
     assert all(dealt.values())
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 3, 4, 6, 7, 14, 21, 24, 25, 26])
+def test_some_clients_are_as_far_away_as_all(hosts: int) -> None:
+    """They were on the first machines of the inventory: those of deploy/azure/provision are in the
+    order of their distance, so that ten clients were near and two hundred were not."""
+    order = [region(i, hosts) for i in range(hosts)]
+    assert sorted(order) == list(range(hosts))
+    for clients in range(max(4, 2 * hosts // 5), hosts + 1):
+        mean = sum(order[:clients]) / clients
+        assert abs(mean - (hosts - 1) / 2) < 0.1 * hosts, (clients, order)
 
 
 # -- inventories -----------------------------------------------------------------------------
@@ -118,6 +139,27 @@ def test_what_is_wrong_with_a_machine_is_said(variable: str, value: object, why:
         inventory(**{variable: value})
 
 
+async def test_an_inventory_is_read_whatever_the_locale(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ansible ends in one that is not UTF-8's, and the file was blamed."""
+    path = tmp_path / "hosts.yml"
+    path.write_text("{broker: {hosts: {b: }}, clients: {hosts: {c: }}}\n")
+    monkeypatch.setenv("LC_ALL", "C")
+    assert list((await read(path, program("ansible-inventory"))).hosts) == ["b", "c"]
+
+
+@pytest.mark.parametrize(("name", "text", "why"), [
+    ("hosts.yml", "all:\n  children: [\n", r"YAML parsing failed: .+ \(line \d\); edit it"),
+    ("hosts.ini", "[broker\nb\n", "Ansible says: .+; edit it"),
+])
+async def test_a_file_that_ansible_cannot_read_is_not_one_without_machines(
+        tmp_path: Path, name: str, text: str, why: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(Problem, match=why):
+        await read(path, program("ansible-inventory"))
+
+
 def test_a_torrc_is_beside_the_inventory(tmp_path: Path) -> None:
     (tmp_path / "private.torrc").write_text("TestingTorNetwork 1\n")
     hosts = {"b": {"tormentor_torrc": "private.torrc"}, "c": {}}
@@ -144,6 +186,19 @@ def test_results_are_of_one_place(tmp_path: Path) -> None:
         keep_place(tmp_path, {**place, "tor_network": "private"}, begun=True)
     keep_place(tmp_path, None, begun=False)
     assert not (tmp_path / "inventory.json").exists()
+
+
+def test_what_was_measured_elsewhere_is_not_kept_with_results_that_begin_anew(
+        tmp_path: Path) -> None:
+    """A run that measured one way only would have added it to the other way of other machines."""
+    place = inventory().place
+    old = [tmp_path / "latency.json", tmp_path / "machines.json"]
+    for path in old:
+        path.write_text("{}")
+    keep_place(tmp_path, None, begun=True)
+    assert all(path.exists() for path in old)
+    keep_place(tmp_path, place, begun=False)
+    assert not any(path.exists() for path in old)
 
 
 # -- machines ----------------------------------------------------------------------------------
@@ -224,9 +279,9 @@ def test_more_than_one_is_counted() -> None:
 RACE = Race(clients=4, tor=False, protocol="ours", seed=0, step=0.1, schedule="constant")
 
 
-def looks(said: list[str]) -> _Looks:
+def looks(said: list[str]) -> Looks:
     """Of a race on the listed machines."""
-    return _Looks(RACE, inventory(), Path("logs"), said.append)
+    return Looks(RACE, inventory(), Path("logs"), said.append)
 
 
 def seen(answer: str, stdout: str, outcome: str = "ok", host: str = "tokyo") -> Event:
@@ -245,7 +300,7 @@ def test_what_is_seen_of_a_race() -> None:
     eyes._told -= 60
     eyes.hear(seen("race", '{"words":"9 s","at":1.5}\r\n', "retry", "vancouver"))
     assert said == ["4 clients, no Tor, ours, seed 0: 9 s"]
-    with pytest.raises(_Over):
+    with pytest.raises(Over):
         eyes.hear(seen("race", '{"arrived":3.0}\r\n', host="vancouver"))
     with pytest.raises(Failed, match="paused"):
         eyes.hear(seen("race", '{"why":"training paused"}\r\n', host="vancouver"))
@@ -268,6 +323,7 @@ def test_round_trips_are_told_and_kept(tmp_path: Path) -> None:
     first = Measured(inventory(), near)
     assert first.of("direct").failed == 1
     assert first.of("direct").median == pytest.approx(0.2)
+    assert first.nearest() == ["tokyo", "dublin"]
     assert "150.0 ± 70.7" in "\n".join(first.lines([False]))
     first.write(path)
     Measured(inventory(), {"tokyo": {"direct": None, "tor": Latency([[0.7], []], 0)},
@@ -277,6 +333,17 @@ def test_round_trips_are_told_and_kept(tmp_path: Path) -> None:
     assert told["direct"]["machines"][0]["samples_ms"] == [[100.0, 200.0]]
     assert told["tor"]["summary"]["failed"] == 2
     assert told["tor"]["summary"]["sd_ms"] is None
+
+
+def test_round_trips_that_never_came_back_can_be_kept_and_shown(tmp_path: Path) -> None:
+    """They were no number, which no notebook takes: a race was lost with a traceback."""
+    latency = Latency([], 3).summary()
+    Notebook(tmp_path / "cells.jsonl").keep("key", {}, {"latency": latency})
+    table = table2_report._latency_table([Finished({"tor": True}, {"latency": latency})])
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(table)
+    assert "none came back" in shown.get()
 
 
 # -- refusals --------------------------------------------------------------------------------
@@ -302,6 +369,21 @@ def test_without_what_deploy_run_makes_it_is_named(tmp_path: Path) -> None:
     before = stamp(wheel, lock)
     lock.write_bytes(b"c")
     assert stamp(wheel, lock) != before
+
+
+@pytest.mark.slow
+def test_two_do_not_run_on_the_same_machines(tmp_path: Path) -> None:
+    """The second one stopped what the first had started, and the other way round."""
+    path = tmp_path / "hosts.yml"
+    path.write_text("{broker: {hosts: {b: }}, clients: {hosts: {c: }}}\n")
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        told = subprocess.run(
+            [Path(sys.executable).with_name("tormentor"), "experiment", "rehearsal",
+             "--inventory", path, "--output", tmp_path / "out"],
+            capture_output=True, text=True, check=False,
+            env=os.environ | {"TORMENTOR_CREDIT_DATA": "sklearn:breast_cancer"})
+    assert f"Another process is using {path}" in told.stderr, told
 
 
 # -- the experiment's frame ----------------------------------------------------------------------
@@ -351,7 +433,7 @@ def test_results_say_where_they_are_from() -> None:
 def test_deploy_run_explains_itself_and_what_is_missing() -> None:
     run = HOME / "deploy" / "run"
     told = subprocess.run([run, "--help"], capture_output=True, text=True, check=True)
-    assert "deploy/run rehearsal --inventory hosts.yml" in told.stdout
+    assert "deploy/run deploy/rehearsal.toml --inventory hosts.yml" in told.stdout
     told = subprocess.run([run], capture_output=True, text=True, check=False)
     assert told.returncode == 2
     assert "Usage" in told.stderr
@@ -365,6 +447,19 @@ def test_the_units_leave_little_open(name: str) -> None:
         ["systemd-analyze", "security", "--offline=true", "--threshold=15", unit],
         capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stdout[-400:] + told.stderr
+
+
+def test_the_check_ends_well_where_nothing_is_as_expected() -> None:
+    """An empty number ended the shell, so that whoever is no Linux was never told so."""
+    text = (HOME / "deploy" / "playbooks" / "check.yml").read_text()
+    script = text.partition("raw: |\n")[2].partition("      register:")[0]
+    for old, new in (("/proc/", "/nowhere/"), ("/opt", "/nowhere"), ("uname -s", "echo Other")):
+        assert old in script
+        script = script.replace(old, new)
+    script = re.sub(r"\{\{.*?\}\}", "python3", textwrap.dedent(script))
+    told = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    with pytest.raises(Problem, match="in Tokyo runs Other, and Linux is needed"):
+        judge(told, "Tokyo")
 
 
 def test_each_play_has_its_file() -> None:

@@ -104,6 +104,19 @@ async def test_a_machine_that_is_cut_off_is_told_and_the_others_are_stopped(
         assert len(answers(await plays.play("check"), "machine")) == 2
 
 
+async def test_a_race_without_a_result_leaves_its_logs(hosts: Hosts, tmp_path: Path) -> None:
+    """What was not there on one machine ended it on all, before anybody's log was fetched."""
+    there = await inventory(hosts, tmp_path)
+    for name, log in (("broker", "referee"), ("tokyo", "clients")):
+        await hosts.run(name, "sh", "-c", "mkdir -p /var/lib/tormentor/race /var/log/tormentor; "
+                        f"echo why > /var/log/tormentor/{log}.log")
+    async with Plays(there, tmp_path / "ansible.log", lambda line: None) as plays:
+        events = await plays.play("collect", {"directory": tmp_path}, tolerant=True)
+    assert {"result"} <= {event.answer for event in events if event.bad}
+    assert (tmp_path / "broker-referee.log").read_text() == "why\n"
+    assert (tmp_path / "tokyo-clients.log").read_text() == "why\n"
+
+
 async def test_a_play_that_is_cancelled_leaves_no_process_and_stop_stops(
         hosts: Hosts, tmp_path: Path) -> None:
     there = await inventory(hosts, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -87,3 +88,21 @@ def test_the_summary_says_how_long_each_part_took_and_where_the_plot_is() -> Non
     assert words(told) == ("It took: hosts 1 s, deploy/run 200 s.\n"
                            "A host took 258 MB of memory at most.\nResults: /r\nPlot: /r/a.png")
     assert "no plot" in words({**told, "plots": []})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what belongs to others")
+def test_what_root_made_in_somebodys_checkout_is_given_to_them(tmp_path: Path) -> None:
+    checkout, other = tmp_path / "checkout", tmp_path / "other"
+    (checkout / "experiments").mkdir(parents=True)
+    for path in (checkout / "experiments" / "tables.md", checkout / "theirs", other):
+        path.touch()
+    (checkout / "link").symlink_to(other)
+    rehearse.give_back(checkout)
+    assert (checkout / "experiments").stat().st_uid == 0, "it is root's own"
+    os.chown(checkout, 1234, 1235)
+    os.chown(checkout / "theirs", 4321, 4321)
+    rehearse.give_back(checkout)
+    for path in (checkout / "experiments", checkout / "experiments" / "tables.md",
+                 checkout / "link"):
+        assert (path.lstat().st_uid, path.lstat().st_gid) == (1234, 1235), path
+    assert (checkout / "theirs").stat().st_uid == 4321 and other.stat().st_uid == 0

@@ -147,8 +147,9 @@ def _latency_table(finished: Sequence[Finished]) -> Table:
     for tor in (True, False):
         told = next((e.result["latency"] for e in finished if e.cell["tor"] is tor), None)
         if told:
-            table.add_row(f"here, {'with Tor' if tor else 'without'}", f"{told['median_ms']:g}",
-                          f"{told['sd_ms']:g}", str(told["pings"]))
+            table.add_row(f"here, {'with Tor' if tor else 'without'}",
+                          *("none came back" if told[name] is None else f"{told[name]:g}"
+                            for name in ("median_ms", "sd_ms")), str(told["pings"]))
     return table
 
 

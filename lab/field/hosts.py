@@ -76,6 +76,8 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 cd /sys/fs/cgroup
 [ ! -d "$1" ] || find "$1" -depth -type d -exec rmdir {} +
 """
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """A host that is up.
@@ -174,9 +176,11 @@ class Hosts:
                     child.kill()
         await asyncio.gather(*(child.wait() for child in children))
         if self._lock is not None:
-            await asyncio.to_thread(_sweep, self._slot)
-            self._lock.close()
-            self._lock = None
+            try:
+                await asyncio.to_thread(_sweep, self._slot)
+            finally:
+                self._lock.close()
+                self._lock = None
         self.hosts = ()
 
     def _prepare(self) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,11 @@ from accord.problems import BAD_INVENTORY, NO_FILE, OTHER_PLACE, Problem
 DIRECT_PORT: Final = 7700
 """Of a broker without Tor."""
 PLACE: Final = "inventory.json"
-"""In a directory of results: where they are from (:meth:`Inventory.place`)."""
+"""In a directory of results: where they are from (:attr:`Inventory.place`)."""
+MACHINES: Final = "machines.json"
+"""In a directory of results: what machines they were (:func:`lab.field.machines.stored`)."""
+LATENCY: Final = "latency.json"
+"""In a directory of results: the round trips of each machine (:mod:`lab.field.latencies`)."""
 _REGION: Final = re.compile(r"[^\x00-\x1f\x7f]{1,60}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}")
 
@@ -121,7 +126,10 @@ async def read(path: Path, program: Path) -> Inventory:
         raise Problem(NO_FILE, path=path, why="there is no such file")
     process = await asyncio.create_subprocess_exec(
         program, "--inventory", path, "--list", stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # Ansible ends where the locale is not one of UTF-8; and it takes a file that it cannot read
+        # for one without machines, unless told otherwise.
+        env={**os.environ, "LC_ALL": "C.UTF-8", "ANSIBLE_INVENTORY_UNPARSED_FAILED": "True"})
     out, told = await process.communicate()
     if process.returncode:
         raise Problem(BAD_INVENTORY, path=path, why=_last(told.decode(errors="replace")))
@@ -129,7 +137,13 @@ async def read(path: Path, program: Path) -> Inventory:
 
 
 def _last(text: str) -> str:
-    """The line of Ansible's that says why."""
+    """What of Ansible's lines says why."""
+    # It tries a file as several things: as YAML first, and tells how far it got.
+    if broken := re.search(r"YAML parsing failed: (.+)", text):
+        place = re.search(r"^Origin: .*:(\d+):\d+$", text, re.MULTILINE)
+        return broken[0].strip(" .") + (f" (line {place[1]})" if place else "")
+    if broken := re.search(r"Failed to parse inventory with 'ini' plugin: (.+)", text):
+        return "Ansible says: " + broken[1].strip(" .").removeprefix("Failed to parse inventory: ")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     marked = [line for line in lines if line.startswith(("[ERROR]", "ERROR!"))]
     return (marked or lines or ["it does not say why"])[-1].removeprefix("[ERROR]:").strip(" .")
@@ -209,7 +223,8 @@ def _host(name: str, given: Mapping[str, Any], near: str, path: Path) -> Host:
 
 
 def keep_place(directory: Path, place: Mapping[str, Any] | None, begun: bool) -> None:
-    """See that a directory's results are all from one place, and write down which.
+    """See that a directory's results are all from one place, and write down which. Where they
+    begin anew, what was measured for earlier ones goes.
 
     Args:
         directory: of results.
@@ -226,6 +241,9 @@ def keep_place(directory: Path, place: Mapping[str, Any] | None, begun: bool) ->
         there = None
     if begun and there != (None if place is None else dict(place)):
         raise Problem(OTHER_PLACE, path=directory, there=_words(there), here=_words(place))
+    if not begun:
+        for old in (MACHINES, LATENCY):
+            (directory / old).unlink(missing_ok=True)
     if place is not None:
         write_whole(path, (json.dumps(place, indent=1, ensure_ascii=False) + "\n").encode())
     elif there is not None:

@@ -41,14 +41,18 @@ class Measured:
         return Latency([each for one in chosen for each in one.samples],
                        sum(one.failed for one in chosen))
 
+    def nearest(self) -> list[str]:
+        """The machines, by their way without Tor, nearest first; at last where none came back."""
+        far = {name: self.of("direct", [name]).median for name in self._found}
+        return sorted(far, key=lambda name: (math.isnan(far[name]), far[name]))
+
     def lines(self, desks: Iterable[bool]) -> list[str]:
         """A table for a person: median and standard deviation by machine, nearest first."""
         ways = [DESKS[tor] for tor in sorted(desks)]
         heads = {"direct": "without Tor", "tor": "through Tor"}
         lines = ["Round trips, median and standard deviation in ms:",
                  f"  {'':<28}" + "".join(f"{heads[way]:>18}" for way in ways)]
-        rows = [(self._inventory.words(name), [name]) for name in sorted(
-            self._found, key=lambda name: self.of("direct", [name]).median)]
+        rows = [(self._inventory.words(name), [name]) for name in self.nearest()]
         for words, names in [*rows, ("all", list(self._found))]:
             lines.append(f"  {words:<28}" + "".join(f"{_pair(self.of(way, names)):>18}"
                                                     for way in ways))
@@ -66,7 +70,7 @@ class Measured:
             told = {}
         for way in ("direct", "tor"):
             if any(each.get(way) is not None for each in self._found.values()):
-                told[way] = {"summary": _finite(self.of(way).summary()), "machines": [
+                told[way] = {"summary": self.of(way).summary(), "machines": [
                     {"region": self._inventory.hosts[name].region, "failed": one.failed,
                      "samples_ms": [[round(1000 * each, 3) for each in kept]
                                     for kept in one.samples]} for name, each in self._found.items()
@@ -78,9 +82,4 @@ class Measured:
 def _pair(latency: Latency) -> str:
     if not latency.samples:
         return "none came back"
-    told = latency.summary()
-    return f"{told['median_ms']:.1f} ± {told['sd_ms']:.1f}"
-
-
-def _finite(summary: Mapping[str, float]) -> dict[str, float | None]:
-    return {key: value if math.isfinite(value) else None for key, value in summary.items()}
+    return f"{1000 * latency.median:.1f} ± {1000 * latency.deviation:.1f}"

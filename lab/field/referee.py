@@ -143,9 +143,7 @@ async def main(order: Path) -> None:
         told = await Referee(todo).run()
     except Failed as failure:
         raise click.ClickException(str(failure)) from None
-    arrived = told["arrived"]
-    say(f"{todo.race.words}: " + (f"not within {todo.race.limit:g} s" if arrived is None
-                                  else f"arrived after {arrived:.2f} s"))
+    say(todo.race.ended(told))
 
 
 if __name__ == "__main__":

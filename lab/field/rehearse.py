@@ -37,6 +37,7 @@ from accord.console import json_option, result, say
 from accord.files import write_whole
 from accord.problems import EXIT_BUG, NO_HOSTS, Problem
 from lab.field.hosts import Hosts, refusal
+from lab.field.inventory import DIRECT_PORT
 from lab.geo_crowd import region
 from lab.tornet import TorNetwork
 from lab.wan import REGIONS, Wan
@@ -45,8 +46,6 @@ ROOT: Final = Path(__file__).resolve().parent.parent.parent
 HOSTS: Final = 5
 BROKER: Final = "desk"
 """The broker's host; the others are called after their regions."""
-PORT: Final = 7700
-"""Of the desk without Tor, on its host."""
 PYTHON: Final = "/usr/bin/python3"
 """The hosts': the system's own, as users other than root must be able to run it."""
 _SRV: Final = "/srv/wheels"
@@ -134,7 +133,7 @@ async def stage(directory: Path, hosts: int) -> AsyncIterator[Stage]:
                 TorNetwork(directory / "net", address=machines.gateway))
             await network.up(links=wan.links)
             await wan.on()
-        ports = await wan.direct(machines[BROKER].address, PORT)
+        ports = await wan.direct(machines[BROKER].address, DIRECT_PORT)
         variables = {name: {"tormentor_region": place.name,
                             "tormentor_direct": f"{machines.gateway}:{port}"}
                      for name, place, port in zip(names[1:], places, ports, strict=True)}
@@ -210,8 +209,9 @@ async def _said(*command: str) -> str:
               help="How many; one of them is the broker's.")
 @click.option("--quick", is_flag=True, help="6 clients in place of 25, and less patience.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-              default=ROOT / "experiments" / "rehearsal-field",
-              show_default="experiments/rehearsal-field", help="Where results go.")
+              # Not where 'deploy/run rehearsal' puts those of real machines: they do not mix.
+              default=ROOT / "experiments" / "rehearsal-hosts",
+              show_default="experiments/rehearsal-hosts", help="Where results go.")
 @click.option("--data", metavar="PATH", help="As of 'tormentor experiment'.  [made]")
 @click.option("--keep", is_flag=True,
               help="Leave the hosts up afterwards, until Ctrl-C, and say how to look around.")
@@ -314,5 +314,22 @@ def words(told: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def give_back(place: Path) -> None:
+    """Give what is root's in a checkout to whom the checkout belongs, who typed ``sudo``.
+
+    Otherwise they could not run ``deploy/run`` there afterwards, nor delete the results.
+
+    Args:
+        place: a directory; what is reached by symbolic links only is left alone.
+    """
+    owner = place.stat()
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        subprocess.run(["chown", "--recursive", "--no-dereference", "--from=0",
+                        f"{owner.st_uid}:{owner.st_gid}", str(place)], check=False)
+
+
 if __name__ == "__main__":
-    command(prog_name="scripts/rehearse")
+    try:
+        command(prog_name="scripts/rehearse")
+    finally:
+        give_back(ROOT)

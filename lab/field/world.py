@@ -17,7 +17,6 @@ import math
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -34,20 +33,17 @@ from lab.credit import Parts, Table, converged, deal, load
 from lab.demo import Failed
 from lab.experiments.frame import Cell, Outcome, RunCell
 from lab.field.deal import shelve
-from lab.field.inventory import DIRECT_PORT, Host, Inventory, spread
+from lab.field.inventory import DIRECT_PORT, LATENCY, MACHINES, Host, Inventory, spread
 from lab.field.latencies import DESKS, Measured
-from lab.field.machines import judge, stored
-from lab.field.orders import Began, Curated, Failure, PingOrder, Progress, RefereeOrder, Way
-from lab.field.plays import HOME, TELL, Event, Plays, answers, problem_of
-from lab.geo_crowd import Team
+from lab.field.looks import LOOK, Looks, Over, decoded
+from lab.field.machines import Machine, judge, stored
+from lab.field.orders import Began, Curated, PingOrder, RefereeOrder, Way
+from lab.field.plays import HOME, Plays, answers
+from lab.geo_crowd import Team, region
 from lab.race import JOINING, Race, task_file, validation_file
 from lab.setting import error_of
 from lab.wan import Latency
 
-LATENCY: Final = "latency.json"
-"""In a directory of results: the round trips of each machine (:mod:`lab.field.latencies`)."""
-MACHINES: Final = "machines.json"
-"""In a directory of results: what machines they were (:func:`lab.field.machines.stored`)."""
 WHEELS: Final = "TORMENTOR_WHEELS"
 """The variable by which ``deploy/run`` says where the wheel is that it has built."""
 STOPPING: Final = 60.0
@@ -55,14 +51,12 @@ STOPPING: Final = 60.0
 CONNECTIONS: Final = 50
 """On which round trips are measured, by all machines together."""
 PINGS: Final = 4
-LOOK: Final = 5
-"""Seconds between two looks at a race."""
 CURATING: Final = 660
 """Seconds: the referee gives up sooner, and says why."""
 STATE: Final = "/var/lib/tormentor"
-T = TypeVar("T")
 RACE: Final = f"{STATE}/race"
 TORRC: Final = "/etc/tormentor/torrc"
+T = TypeVar("T")
 _UNIT: Final = (
     "--uid=tormentor --gid=tormentor -p StateDirectory=tormentor -p StateDirectoryMode=0700 "
     f"-p WorkingDirectory={STATE} -p UMask=0077 -p RuntimeMaxSec=30min -p LimitNOFILE=65536 "
@@ -95,7 +89,8 @@ class Field:
             Problem: ``NO_CONTROLLER``, ``HOST_AWAY``, ``HOST_UNFIT``, ``HOST_FAILED``,
                 ``PLAY_FAILED``, ``DISK``.
         """
-        wheel = find_wheel(Path(os.environ.get(WHEELS, "")))
+        built = os.environ.get(WHEELS)
+        wheel = find_wheel(Path(built) if built else None)
         races = [self._race_of(cell) for cell in cells]
         table = await asyncio.to_thread(load, data)
         place = Path(tempfile.mkdtemp(prefix="field-"))
@@ -115,13 +110,16 @@ class Field:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def find_wheel(directory: Path) -> Path:
+def find_wheel(directory: Path | None) -> Path:
     """The wheel that ``deploy/run`` has built.
+
+    Args:
+        directory: where; None if nobody says so. One that lies about here is not it.
 
     Raises:
         Problem: ``NO_CONTROLLER``: there is none.
     """
-    found = sorted(directory.glob("tormentor-*.whl"))
+    found = [] if directory is None else sorted(directory.glob("tormentor-*.whl"))
     if len(found) != 1:
         raise Problem(NO_CONTROLLER, what="wheel of TorMentor")
     return found[0]
@@ -151,6 +149,7 @@ class _Run:
         self._say = say
         self._desks: dict[bool, str] = {}
         self._latency: dict[bool, Latency] = {}
+        self._order = [host.name for host in inventory.clients]
         self._dealt: dict[tuple[int, int], _Dealt] = {}
         self._shelf = place / "table.npz"
         self._digest = hashlib.sha256(table.digest.encode()).hexdigest()[:16]
@@ -164,24 +163,37 @@ class _Run:
         private_directory(self._place)
         await asyncio.to_thread(shelve, self._table, self._shelf)
         self._say(f"Looking at {len(hosts)} machines ...")
-        told = answers(await self._plays.play("check"), "machine")
-        machines = {name: judge(told.get(name, ""), host.words) for name, host in hosts.items()}
+        machines = await self._look()
         least = min(machines.values(), key=lambda machine: machine.memory)
         self._say(f"All of them will do; the smallest has {least.memory:,} MB of memory.")
-        write_whole(self._directory / MACHINES, stored(
-            machines, {name: host.region for name, host in hosts.items()}))
         self._begun = True
         await self._plays.play("stop")
         self._say("Installing TorMentor where it is not, or is another ...")
         await self._install(wheel, {name: machine.packages for name, machine in machines.items()})
+        if any(machine.packages for machine in machines.values()):
+            # Results say which tor it was, also where there was none before.
+            machines = await self._look()
+        write_whole(self._directory / MACHINES, stored(
+            machines, {name: host.region for name, host in hosts.items()}))
         ways = {race.tor for race in races}
         # Without Tor it costs nothing to be measured.
         for tor in sorted({False} | ways, reverse=True):
             await self._open(tor)
         await self._measure()
         if False not in ways:
+            del self._desks[False]
             await self._plays.play("close", {"desk": DESKS[False]},
                                    hosts=[self._inventory.broker.name])
+
+    async def _look(self) -> dict[str, Machine]:
+        """What the machines are, by name.
+
+        Raises:
+            Problem: ``HOST_UNFIT``, ``HOST_AWAY``.
+        """
+        told = answers(await self._plays.play("check"), "machine")
+        return {name: judge(told.get(name, ""), host.words)
+                for name, host in self._inventory.hosts.items()}
 
     async def _install(self, wheel: Path, packages: Mapping[str, tuple[str, ...]]) -> None:
         lock = HOME / "requirements.lock"
@@ -204,9 +216,10 @@ class _Run:
             options = f"--tor none --listen 0.0.0.0:{DIRECT_PORT}"
         events = await self._plays.play("open", {"desk": DESKS[tor], "options": options},
                                         hosts=[self._inventory.broker.name])
-        opened = answers(events, "opened")[self._inventory.broker.name]
+        broker = self._inventory.broker.name
         # It becomes a variable of Ansible's, and those are templates, which run commands here.
-        self._desks[tor] = check_onion(self._told(opened, Curated).onion)
+        self._desks[tor] = check_onion(
+            self._told(broker, answers(events, "opened")[broker], Curated).onion)
 
     async def _measure(self) -> None:
         """Round trips of all machines, by a model that nobody joins."""
@@ -227,9 +240,12 @@ class _Run:
             "directory": where, "desks": desks, "unit": _UNIT,
             "broker": self._inventory.broker.name})
         measured = Measured(self._inventory, {
-            name: self._told(text, dict[str, Latency | None])
+            name: self._told(name, text, dict[str, Latency | None])
             for name, text in answers(events, "ping").items()})
         self._latency = {tor: measured.of(DESKS[tor]) for tor in self._desks}
+        # So that ten clients on ten of the machines are as far away as two hundred on all.
+        nearest = measured.nearest()
+        self._order = [nearest[region(i, len(nearest))] for i in range(len(nearest))]
         measured.write(self._directory / LATENCY)
         for line in measured.lines(self._desks):
             self._say(line)
@@ -257,10 +273,11 @@ class _Run:
             # What to do about it is said when it happens again.
             why = plain(str(failure)).partition(';')[0]
             self._say(f"{race.words}: {why}; it is run once more")
+        # Both desks are stopped by that; the other one is opened for the next race that needs it.
+        self._desks.clear()
         await self._plays.play("stop", tolerant=True)
         # A machine that is still away ends it here, before the others wait for a desk.
         await self._plays.play("check")
-        await self._open(race.tor)
         try:
             return await self._race(race)
         except Failed as failure:
@@ -268,9 +285,11 @@ class _Run:
                           why=str(failure).rstrip("."), log=self._logs(race)) from None
 
     async def _race(self, race: Race) -> Outcome:
-        spreading = spread(race.clients, [host.name for host in self._inventory.clients])
+        spreading = spread(race.clients, self._order)
         hosts = [self._inventory.broker.name, *(
             name for name in spreading if name != self._inventory.broker.name)]
+        if race.tor not in self._desks:
+            await self._open(race.tor)
         dealt = await asyncio.to_thread(self._deal, race)
         home = private_directory(self._place / "race")
         self._say(f"{race.words}: curating")
@@ -282,10 +301,7 @@ class _Run:
             await self._collect(race, hosts, tolerant=True)
             raise
         told, spent = await self._collect(race, hosts)
-        arrived = told["arrived"]
-        self._say(f"{race.words}: " + (
-            f"arrived after {arrived:.2f} s, {told['updates']:,} updates" if arrived is not None
-            else f"not within {race.limit:g} s"))
+        self._say(race.ended(told))
         begun = told.pop("training_began")
         return {**told, "joining": round(begun - began, 3), "ledger": spent,
                 "latency": self._latency[race.tor].summary()}
@@ -319,7 +335,7 @@ class _Run:
             "labels": dealt.labels, "seed": race.seed, "validation_rows": race.validation_rows,
             "patience": CURATING}, hosts=hosts)
         told = answers(events, "curated")[broker.name]
-        return check_onion(self._told(told, Curated).onion)
+        return check_onion(self._told(broker.name, told, Curated).onion)
 
     async def _join(self, race: Race, dealt: _Dealt, onion: str, home: Path,
                     spreading: Mapping[str, list[int]]) -> float:
@@ -338,18 +354,18 @@ class _Run:
         last = next(n for n, numbers in spreading.items() if race.clients - 1 in numbers)
         events = await self._plays.play("join", {
             "directory": home, "last": last, "patience": round(JOINING)}, hosts=spreading)
-        return min(self._told(text, Began).at
-                   for text in answers(events, "began").values())
+        return min(self._told(name, text, Began).at
+                   for name, text in answers(events, "began").items())
 
     async def _watch(self, race: Race, hosts: list[str]) -> None:
         """Until the race is over, or known to be spoilt."""
-        looks = _Looks(race, self._inventory, self._logs(race), self._say)
+        looks = Looks(race, self._inventory, self._logs(race), self._say)
         # As long as the referee's rule may take.
         most = math.ceil((2 * race.limit + JOINING) / LOOK)
         try:
             await self._plays.play("watch", {"looks": most, "interval": LOOK}, hosts=hosts,
                                    hear=looks.hear, patience=2 * most * LOOK)
-        except _Over:
+        except Over:
             return
         raise Failed(f"nobody says how it ended ({race.words})")
 
@@ -369,19 +385,20 @@ class _Run:
         spent = [json.loads(text) for text in answers(events, "ledgers").values() if text]
         count = sum(each["clients"] for each in spent)
         mean = sum(each["clients"] * (each["mean"] or 0.0) for each in spent) / max(1, count)
-        text = answers(events, "result").get(self._inventory.broker.name, "")
-        return msgspec.to_builtins(self._told(text, _Result)), round(mean, 1)
+        broker = self._inventory.broker.name
+        text = answers(events, "result").get(broker, "")
+        return msgspec.to_builtins(self._told(broker, text, _Result)), round(mean, 1)
 
-    def _told(self, text: str, kind: type[T]) -> T:
-        """What a machine said, as what it must be.
+    def _told(self, name: str, text: str, kind: type[T]) -> T:
+        """What the machine of this name said, as what it must be.
 
         Raises:
             Problem: ``HOST_FAILED``: it is none.
         """
         try:
-            return _read(text, kind)
+            return decoded(text, kind)
         except Failed as failure:
-            raise Problem(HOST_FAILED, host=self._inventory.broker.words, task="answer",
+            raise Problem(HOST_FAILED, host=self._inventory.words(name), task="answer",
                           why=plain(str(failure)), log=self._directory / "ansible.log") from None
 
     def _logs(self, race: Race) -> Path:
@@ -414,55 +431,6 @@ class _Run:
             self._say("Everything is stopped.")
 
 
-class _Over(Exception):
-    """A race has its result."""
-
-
-class _Looks:
-    """Hears what is seen of a race in its course."""
-
-    def __init__(self, race: Race, inventory: Inventory, log: Path, say: Callable[[str], None]
-                 ) -> None:
-        self._race, self._inventory, self._log, self._say = race, inventory, log, say
-        self._told = time.monotonic()
-
-    def hear(self, event: Event) -> None:
-        """One look at one machine.
-
-        Raises:
-            _Over: there is a result. Failed: the referee says that there is none.
-            Problem: ``HOST_FAILED``: a machine's part of it ended. ``HOST_AWAY``.
-        """
-        text = event.stdout.strip()
-        if event.outcome == "unreachable":
-            raise problem_of([event], self._inventory.words, self._log)
-        if event.answer == "clients" and event.outcome == "ok" and text:
-            raise Problem(HOST_FAILED, host=self._inventory.words(event.host), task=event.task,
-                          why=f"they are {text}", log=self._log)
-        if event.answer != "race":
-            return
-        if event.outcome == "retry":
-            self._progress(text)
-        elif event.outcome == "ok" and text:
-            self._end(text, event)
-
-    def _progress(self, text: str) -> None:
-        now = time.monotonic()
-        if text and now - self._told >= TELL - LOOK / 2:
-            self._told = now
-            self._say(f"{self._race.words}: {plain(_read(text, Progress).words)}")
-
-    def _end(self, text: str, event: Event) -> None:
-        try:
-            told = json.loads(text)
-        except ValueError:
-            raise Problem(HOST_FAILED, host=self._inventory.words(event.host), task=event.task,
-                          why=f"its referee {text.splitlines()[-1]}", log=self._log) from None
-        if not isinstance(told, dict) or "why" in told:
-            raise Failed(plain(_read(text, Failure).why))
-        raise _Over
-
-
 class _Result(msgspec.Struct, forbid_unknown_fields=True):
     """What lab.race.Watch.result says, and when training began. (JSON itself has no NaN.)"""
 
@@ -476,13 +444,6 @@ class _Result(msgspec.Struct, forbid_unknown_fields=True):
     strikes: int
     curve: list[tuple[float, int, float]]
     training_began: float
-
-
-def _read(text: str, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except msgspec.DecodeError as error:
-        raise Failed(f"what a machine says of it cannot be read: {error}") from None
 
 
 def _torrc(host: Host) -> str:
