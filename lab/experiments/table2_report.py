@@ -178,8 +178,14 @@ def plots(finished: Sequence[Finished], directory: Path,
 
 
 def _draw(side: Any, some: Sequence[Finished]) -> None:
+    from matplotlib import ticker
+
     named = set()
     side.set_xscale("log")
+    # Seconds as numbers: of a race that is over within one decade, powers of ten say little.
+    side.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    side.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    side.xaxis.set_minor_formatter(ticker.NullFormatter())
     for each in some:
         clients = each.cell["clients"]
         points = drawn([p for p in each.result["curve"] if p[0] > 0])
