@@ -18,9 +18,10 @@ from lab.field import rehearse
 from lab.field.rehearse import command, ended, words
 
 _RUN_STAND_IN = """\
-import signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 def stop(*_):
-    print("stopping", flush=True)
+    # Not print: the signal may come while the other one has not returned.
+    os.write(1, b"stopping\\n")
     sys.exit(130)
 signal.signal(signal.SIGINT, stop if sys.argv[1] == "good" else signal.SIG_IGN)
 child = subprocess.Popen(["sleep", "1000"])

@@ -34,8 +34,8 @@ figures() { "$python" "$here/figures.py" "$@"; }
 tools() {
   local name
   # GNU's date and grep, flock, Bash 4.3: a Mac has none of them.
-  [ "$(uname -s)" = Linux ] || die "$account_exit" \
-    "This needs Linux, and here is $(uname -s); type the same on a machine with Debian or Ubuntu, which may be a virtual one."
+  [[ $OSTYPE == linux* ]] || die "$account_exit" \
+    "This needs Linux, and here is $OSTYPE; type the same on a machine with Debian or Ubuntu, which may be a virtual one."
   python=
   for name in "$here/../../.venv/bin/python" python3 python3.13 python3.12 python3.11; do
     if "$name" -c 'import tomllib' 2>/dev/null; then python=$name && break; fi
