@@ -36,14 +36,11 @@ from lab.race import Race, Watch, follow, task_file, validation_file
 from lab.setting import error_of
 from lab.tornet import TorNetwork
 from lab.traced_desk import TRACES, Trace
-from lab.wan import Latency, Wan, measure
+from lab.wan import CONNECTIONS, PINGS, Latency, Wan, measure
 
 ANNOUNCED: Final = 240.0
 """Seconds that a desk may take until it has reached itself."""
-CONNECTIONS: Final = 50
-"""On which round trips are measured, each with circuits of its own."""
 _TELL: Final = 10.0
-_PINGS: Final = 4
 _CURATING: Final = 120.0
 
 
@@ -220,7 +217,7 @@ class Ground:
                     return decode(await circuit.get("/status"), Status)
 
             await unless_away(ask, ANNOUNCED, lambda why: None)
-            found = self._latency[tor] = await measure(routes, onion, pings=_PINGS)
+            found = self._latency[tor] = await measure(routes, onion, pings=PINGS)
         self._say(f"Round trip {'through Tor' if tor else 'without Tor'}: median "
                   f"{1000 * found.median:.1f} ms, standard deviation "
                   f"{1000 * found.deviation:.1f} ms")

@@ -92,6 +92,10 @@ RELAYS: Final = (0.012, 0.014, 0.015, 0.021, 0.034, 0.064, 0.102)
 others. They were found by trying, until the round trips of 200 circuits were as the paper's. An
 onion service is seven connections away, and the last four accept more of them than the
 authorities do (28 of 42 in a network that was counted), so a sum of means says too little."""
+CONNECTIONS: Final = 50
+"""On which the round trips of an experiment are measured, each with circuits of its own,"""
+PINGS: Final = 4
+"""and how often on each."""
 
 
 class Load(Struct, frozen=True):

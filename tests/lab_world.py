@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 
 from accord.schema import Constraints, Field, Schema
@@ -21,3 +24,17 @@ def make_table(n: int = 2000, seed: int = 1) -> Table:
     labels[wrong] = rng.integers(0, 2, int(wrong.sum()))
     schema = Schema(fields=(*fields, Field(name="y", type="integer")), target="y")
     return Table(schema, rows, labels, "small", "a small table", features[:, 1])
+
+
+def processes_of(place: Path) -> list[str]:
+    """Command lines of other processes that have to do with a directory."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if str(place) in line:
+                found.append(line)
+    return found

@@ -11,13 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
-from test_deploy_azure import ROOT, STANDIN, VM, World, parser
+from test_deploy_azure import ROOT, STANDIN, VM, World, parser, world
 
 import lab.field.world as field
 from accord.problems import Problem
@@ -33,16 +32,7 @@ if TYPE_CHECKING:
 
 PLAYBOOKS = ROOT / "deploy" / "playbooks"
 ANSIBLE = ROOT / ".deploy" / "bin" / "ansible-playbook"
-__all__ = ["parser"]
-
-
-@pytest.fixture
-def world(tmp_path: Path, parser: None) -> Iterator[World]:
-    world = World(tmp_path)
-    try:
-        yield world
-    finally:
-        world.close()
+__all__ = ["parser", "world"]
 
 
 def instead(world: World, name: str, script: str) -> None:

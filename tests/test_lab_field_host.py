@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from lab_world import make_table
+from lab_world import make_table, processes_of
 
 from accord.circuit import Route
 from accord.problems import BAD_OPTION, NO_FILE, Problem
@@ -245,20 +245,6 @@ def program(place: Path, name: str, order: object, **more: Any) -> Command:
     return Command(place / "log", path, module=module, **more)
 
 
-def left(place: Path) -> list[str]:
-    """Command lines of other processes that have to do with a directory."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            try:
-                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if str(place) in line:
-                found.append(line)
-    return found
-
-
 @pytest.mark.slow
 async def test_a_race_over_two_homes_from_the_order_to_the_ledgers(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
@@ -301,7 +287,7 @@ async def test_a_race_over_two_homes_from_the_order_to_the_ledgers(tmp_path: Pat
     total = 2 * spent[one]["mean"] + spent[other]["mean"]
     assert total >= 10 * result["curve"][-1][1], "paid for before it is sent"
     assert not (home / FAILED).exists()
-    assert not left(tmp_path)
+    assert not processes_of(tmp_path)
 
 
 @pytest.mark.slow
@@ -378,7 +364,7 @@ async def test_a_referee_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
                 os.kill(follower.pid, signal.SIGTERM)
                 with pytest.raises(Failed, match="ended with 130"):
                     await follower.finish()
-            assert not [line for line in left(tmp_path) if "traced_desk" not in line]
+            assert not [line for line in processes_of(tmp_path) if "traced_desk" not in line]
             assert not (home / RESULT).exists() and not (home / FAILED).exists()
             (home / moment).unlink()
 

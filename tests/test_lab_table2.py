@@ -4,7 +4,6 @@ small race of real processes."""
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ import pytest
 from broker_world import make_brokerage, make_data, make_task
 from hypothesis import given
 from hypothesis import strategies as st
-from lab_world import make_table
+from lab_world import make_table, processes_of
 
 from accord.circuit import Route
 from accord.messages import encode, refused
@@ -404,20 +403,6 @@ def test_a_kept_curve_is_short_and_ends_where_it_ended() -> None:
 # -- races -----------------------------------------------------------------------------------
 
 
-def children(place: Path) -> list[str]:
-    """Command lines of processes that have to do with a directory."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            try:
-                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if str(place) in line:
-                found.append(line)
-    return found
-
-
 def small(**parts: Any) -> Race:
     given: dict[str, Any] = {
         "clients": 4, "tor": False, "protocol": "ours", "seed": 0, "step": 1.0,
@@ -432,7 +417,7 @@ async def test_two_races_of_real_processes_without_tor(tmp_path: Path) -> None:
         ours, paper = await asyncio.gather(
             ground.race(small()),
             ground.race(small(protocol="paper", local_steps=1, validation=table2.PAPER_VALIDATION)))
-        assert children(tmp_path), "the desk runs as long as the ground is there"
+        assert processes_of(tmp_path), "the desk runs as long as the ground is there"
     for told, steps in ((ours, 10), (paper, 1)):
         assert told["updates"] > 0
         assert told["curve"][0][1] == 0, "from when training begins"
@@ -446,7 +431,7 @@ async def test_two_races_of_real_processes_without_tor(tmp_path: Path) -> None:
         assert told["releases"] == pytest.approx(steps * told["updates"] / 4, abs=0.06)
         assert told["latency"]["failed"] == 0
     assert any(line.startswith("Round trip without Tor") for line in said)
-    assert not children(tmp_path), "nothing is left"
+    assert not processes_of(tmp_path), "nothing is left"
 
 
 @pytest.mark.slow
@@ -461,11 +446,11 @@ async def test_who_stops_a_race_leaves_no_process(tmp_path: Path) -> None:
 
     racing = asyncio.create_task(race())
     await begun.wait()
-    assert any("lab.geo_crowd" in line or "traced_desk" in line for line in children(tmp_path))
+    assert any("lab.geo_crowd" in line or "traced_desk" in line for line in processes_of(tmp_path))
     racing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await racing
-    assert not children(tmp_path)
+    assert not processes_of(tmp_path)
 
 
 @pytest.mark.slow

@@ -42,15 +42,12 @@ from lab.field.plays import HOME, Plays, answers
 from lab.geo_crowd import Team, region
 from lab.race import JOINING, Race, task_file, validation_file
 from lab.setting import error_of
-from lab.wan import Latency
+from lab.wan import CONNECTIONS, PINGS, Latency
 
 WHEELS: Final = "TORMENTOR_WHEELS"
 """The variable by which ``deploy/run`` says where the wheel is that it has built."""
 STOPPING: Final = 60.0
 """Seconds that stopping everything may take."""
-CONNECTIONS: Final = 50
-"""On which round trips are measured, by all machines together."""
-PINGS: Final = 4
 CURATING: Final = 660
 """Seconds: the referee gives up sooner, and says why."""
 STATE: Final = "/var/lib/tormentor"
@@ -208,7 +205,9 @@ class _Run:
         })
 
     async def _open(self, tor: bool) -> None:
-        self._say(f"Opening the desk {'behind' if tor else 'without'} Tor ...")
+        # Whose machines they are knows what is open on them.
+        self._say("Opening the desk behind Tor ..." if tor else
+                  f"Opening the desk without Tor, at port {DIRECT_PORT} of all its addresses ...")
         if tor:
             torrc = _torrc(self._inventory.broker)
             options = f"--torrc {torrc}" if torrc else "--tor launch"
